@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+KEEP ?=
+
+.PHONY: setup demo test lint types check proto clean
+
+setup: .venv/.ready
+
+# The stamp is newer than pyproject.toml only after a whole install, so a broken one is done again.
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: .venv/.ready
+	$(BIN)/homing demo $(if $(KEEP),--keep)
+
+test: .venv/.ready
+	$(BIN)/pytest
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .venv/.ready
+	$(BIN)/mypy
+
+check: lint types test
+
+proto: .venv/.ready
+	$(BIN)/python -m proto_gen.generate
+
+clean:
+	rm -rf .venv build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

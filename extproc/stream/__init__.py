@@ -1,0 +1,1 @@
+"""The ext_proc protocol, sans-IO: messages in, commands out."""

@@ -1,0 +1,115 @@
+"""What goes into a `Stream` and what comes out: plain data, no protobuf, no sockets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, unique
+from typing import TypeAlias
+
+from extproc.terms import Endpoint
+
+
+@unique
+class BodyMode(Enum):
+    """Envoy's `ProcessingMode.BodySendMode`, by its numbers."""
+
+    NONE = 0
+    STREAMED = 1
+    BUFFERED = 2
+    BUFFERED_PARTIAL = 3
+    FULL_DUPLEX_STREAMED = 4
+    GRPC = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request as far as it is known when it must be picked for.
+
+    headers: names lower-case, pseudo headers included; a repeated name is joined by ",".
+    body: the whole body; None where it was not (wholly) seen, b"" where it is empty.
+    subset: the proxy's subset hint, entries as sent (`ip:port`, or an ip for all its ports);
+        None where there is no hint, () where it is empty.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    subset: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The answer to `Ask`: endpoints in order of preference, at least one.
+
+    body: the rewritten body, or None to forward the bytes that came.
+    headers: further request headers to set (a model rewrite, the trace context).
+    metadata: further dynamic metadata under `envoy.lb` (scores).
+    watch_answer: whether the response body is wanted.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    watch_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The other answer to `Ask`: an ImmediateResponse with an OpenAI-style JSON body."""
+
+    status: int
+    code: str
+    message: str
+    reason: str = ""
+    """Sent as the header `x-homing-reason` on 429 and 503."""
+    retry_after_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The shell must answer with `Stream.picked` or `Stream.refused` (or `Stream.pass_on`)."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Write this serialised `ProcessingResponse`, in order."""
+
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Response headers were seen. status: of the engine, 0 where there is none.
+
+    served: the endpoint that really answered, where the proxy tells, else None.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    served: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerBody:
+    """A piece of a watched response body; `last` ends it (a cut body ends with last=False)."""
+
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The shell ends the stream now: cleanly, or with a gRPC error where a clean close costs more.
+
+    abort: end with a gRPC error (FULL_DUPLEX_STREAMED, where a clean close sends an empty body on).
+    reason: for the counter and the log.
+    """
+
+    abort: bool
+    reason: str
+
+
+Command: TypeAlias = Ask | Send | Answered | AnswerBody | Finish
