@@ -1,1 +1,21 @@
+"""Request bodies → the tokens that the engine will see → block keys. Pure but for `load`."""
 
+from extproc.prompt.blocks import block_keys, root_seed
+from extproc.prompt.body import is_llm_path, parse_body
+from extproc.prompt.ids import pack_ids, unpack_ids
+from extproc.prompt.served import ServedModel
+from extproc.prompt.types import Chain, Chat, Plain, Prompt
+
+__all__ = [
+    "Chain",
+    "Chat",
+    "Plain",
+    "Prompt",
+    "ServedModel",
+    "block_keys",
+    "is_llm_path",
+    "pack_ids",
+    "parse_body",
+    "root_seed",
+    "unpack_ids",
+]
