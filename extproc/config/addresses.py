@@ -1,0 +1,71 @@
+"""Addresses as Homing writes them: `ip:port`, `[ipv6]:port` and `unix:/path`."""
+
+from ipaddress import ip_address
+
+from extproc.terms import Endpoint
+
+UNIX_PREFIX = "unix:"
+"""Begins the address of a unix socket; an absolute path follows."""
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """The ip (without brackets) and the port of `ip:port` or `[ipv6]:port`.
+
+    ValueError says what to write instead. Host names are refused: proxy and picker must mean the
+    same address, and a name can stand for several.
+    """
+    if "://" in endpoint:
+        raise ValueError(f'"{endpoint}" is a URL; write only its ip:port')
+    host, port = _cut_port(endpoint)
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f'"{endpoint}" has no usable port; write a number from 1 to 65535')
+    return host, int(port)
+
+
+def parse_endpoint(endpoint: str) -> Endpoint:
+    """The endpoint in its shortest spelling, which proxies use too. ValueError as above."""
+    host, port = split_endpoint(endpoint)
+    if port == 0:
+        raise ValueError(f'"{endpoint}" has no usable port; write a number from 1 to 65535')
+    return Endpoint(_join(host, port))
+
+
+def parse_listen(address: str) -> str:
+    """An address to listen on: an endpoint, where port 0 is any free one, or `unix:/path`."""
+    if address.startswith(UNIX_PREFIX):
+        if not address.startswith(f"{UNIX_PREFIX}/"):
+            raise ValueError(f'"{address}" is not absolute; write unix:/path/to/socket')
+        return address
+    return _join(*split_endpoint(address))
+
+
+def _cut_port(endpoint: str) -> tuple[str, str]:
+    if endpoint.startswith("["):
+        host, bracket, rest = endpoint[1:].partition("]")
+        if not bracket or rest[:1] != ":":
+            raise ValueError(f'"{endpoint}" has no port; write [ipv6]:port, such as [::1]:8000')
+        return _checked_ip(endpoint, host, version=6), rest[1:]
+    if endpoint.count(":") > 1:
+        raise ValueError(f'"{endpoint}" looks like IPv6; write [ipv6]:port, such as [::1]:8000')
+    host, colon, port = endpoint.partition(":")
+    if not colon:
+        raise ValueError(f'"{endpoint}" has no port; write ip:port, such as 10.0.0.7:8000')
+    return _checked_ip(endpoint, host, version=4), port
+
+
+def _checked_ip(endpoint: str, host: str, version: int) -> str:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    if address is None or address.version != version or "%" in host:
+        kind = "an IPv6" if version == 6 else "an ip"
+        raise ValueError(
+            f'"{host}" in "{endpoint}" is not {kind} address; names are not looked up:'
+            " write the address that the proxy uses too"
+        )
+    return str(address)
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,76 @@
+"""Relations between fields, and between the file and the disk: what types cannot say."""
+
+from collections.abc import Hashable, Iterable, Iterator
+
+from extproc.config.model import Config, Pool
+from extproc.config.source import FieldPath, Finding, spell_field
+
+
+def check(config: Config) -> Iterator[Finding]:
+    """Everything that is wrong with a configuration whose fields are right by themselves."""
+    pool_names = ((("pools", p, "name"), pool.name) for p, pool in enumerate(config.pools))
+    yield from _duplicates(pool_names, "pool")
+    yield from _duplicates(_model_names(config), "model name")
+    for p, pool in enumerate(config.pools):
+        yield from _check_instances(("pools", p), pool)
+        yield from _check_files(("pools", p), pool)
+    yield from _check_limits(config)
+
+
+def _model_names(config: Config) -> Iterator[tuple[FieldPath, str]]:
+    for p, pool in enumerate(config.pools):
+        for m, model in enumerate(pool.models):
+            at = ("pools", p, "models", m)
+            yield (*at, "name"), model.name
+            yield from (((*at, "aliases", a), alias) for a, alias in enumerate(model.aliases))
+
+
+def _check_instances(at: FieldPath, pool: Pool) -> Iterator[Finding]:
+    endpoints = []
+    names = []
+    for i, instance in enumerate(pool.instances):
+        field = (*at, "instances", i)
+        endpoints.append(((*field, "endpoint"), instance.endpoint))
+        names.append(((*field, "name" if instance.name else "endpoint"), instance.id))
+    twice = list(_duplicates(endpoints, "endpoint"))
+    yield from twice
+    named = {finding.field for finding in twice}
+    yield from (f for f in _duplicates(names, "instance") if f.field not in named)
+
+
+def _check_files(at: FieldPath, pool: Pool) -> Iterator[Finding]:
+    for m, model in enumerate(pool.models):
+        field = (*at, "models", m)
+        if not model.tokenizer.is_dir():
+            yield Finding((*field, "tokenizer"), f"{model.tokenizer} is not a folder")
+        elif not (model.tokenizer / "tokenizer.json").is_file():
+            yield Finding((*field, "tokenizer"), f"{model.tokenizer} has no tokenizer.json")
+        if model.chat_template is not None and not model.chat_template.is_file():
+            yield Finding((*field, "chat_template"), f"{model.chat_template} is not a file")
+
+
+def _check_limits(config: Config) -> Iterator[Finding]:
+    envoy = config.envoy
+    if envoy.request_body_mode == "BUFFERED" and (
+        envoy.buffer_limit_bytes < config.limits.max_body_bytes
+    ):
+        yield Finding(
+            ("envoy", "buffer_limit_bytes"),
+            f"{envoy.buffer_limit_bytes} is less than limits.max_body_bytes"
+            f" ({config.limits.max_body_bytes}); Envoy would refuse bodies that Homing can read",
+        )
+    if envoy.message_timeout_ms <= config.limits.pick_timeout_ms:
+        yield Finding(
+            ("envoy", "message_timeout_ms"),
+            f"{envoy.message_timeout_ms} leaves no time for limits.pick_timeout_ms"
+            f" ({config.limits.pick_timeout_ms}); Envoy would give up first",
+        )
+
+
+def _duplicates(named: Iterable[tuple[FieldPath, Hashable]], what: str) -> Iterator[Finding]:
+    first: dict[Hashable, FieldPath] = {}
+    for field, name in named:
+        if name in first:
+            yield Finding(field, f'{what} "{name}" is taken by {spell_field(first[name])}')
+        else:
+            first[name] = field

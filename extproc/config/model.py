@@ -1,0 +1,204 @@
+"""The configuration as frozen, typed values. The docstrings below are its reference manual:
+`docs/configuration.md` and the JSON schema are made from them."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
+
+from extproc.config.addresses import parse_endpoint, parse_listen
+from extproc.terms import Endpoint, InstanceId
+
+MIB = 1024 * 1024
+
+
+class Section(BaseModel):
+    """A mapping of the file: immutable, no unknown keys, no silent conversions of types."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+def _relative_to_file(value: object, info: ValidationInfo) -> object:
+    """Paths are relative to the file that names them: its folder is the validation context."""
+    if not isinstance(value, str):
+        return value
+    folder: Path = info.context["folder"] if info.context else Path()
+    return folder / value
+
+
+def _checked_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        raise ValueError(f'"{value}" must be 1 to 63 letters, digits, ".", "_" and "-"')
+    return value
+
+
+def _checked_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]+", value):
+        raise ValueError(f'"{value}" must be http://host:port, or https:// for TLS')
+    return value
+
+
+Name: TypeAlias = Annotated[str, AfterValidator(_checked_name)]
+"""Safe as a metric label, an etcd path segment and a cluster name."""
+
+ModelName: TypeAlias = Annotated[str, Field(min_length=1)]
+EndpointAddress: TypeAlias = Annotated[Endpoint, AfterValidator(parse_endpoint)]
+ListenAddress: TypeAlias = Annotated[str, AfterValidator(parse_listen)]
+FilePath: TypeAlias = Annotated[Path, BeforeValidator(_relative_to_file)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+
+
+class Model(Section):
+    """A model that the instances of a pool serve."""
+
+    name: ModelName
+    """The name in the request's `model` field; unique over all pools, aliases included."""
+
+    aliases: tuple[ModelName, ...] = ()
+    """Further names of the same model."""
+
+    tokenizer: FilePath
+    """Folder with the model's `tokenizer.json` and `tokenizer_config.json`, as the engine uses
+    them."""
+
+    chat_template: FilePath | None = None
+    """Jinja file to render chats with, where the engine was given one; else the tokenizer's."""
+
+
+class Instance(Section):
+    """One engine replica: one KV cache."""
+
+    endpoint: EndpointAddress
+    """Where it listens: `ip:port` or `[ipv6]:port`."""
+
+    name: Annotated[InstanceId, Field(min_length=1)] | None = None
+    """What to call it in metrics, traces and tables; the endpoint if not given."""
+
+    capacity_blocks: Count | None = None
+    """Blocks that its KV cache holds; the pool's number if not given."""
+
+    @property
+    def id(self) -> InstanceId:
+        """Unique within the pool."""
+        return self.name or InstanceId(self.endpoint)
+
+
+class Pool(Section):
+    """Instances that serve the same models."""
+
+    name: Name
+    """Unique; letters, digits, `.`, `_` and `-`."""
+
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    """The models that every instance of the pool serves."""
+
+    instances: Annotated[tuple[Instance, ...], Field(min_length=1)]
+    """The engines."""
+
+    block_size: Count = 16
+    """Tokens a block: the engine's, or a multiple of it, 16 or more for a small index."""
+
+    capacity_blocks: Count | None = None
+    """Blocks that each instance holds, where it does not say; without it what the engine's
+    metrics say."""
+
+    prefill_rate: Annotated[float, Field(gt=0)] = 16_000.0
+    """Tokens a second that an instance prefills: the first guess."""
+
+    def capacity_of(self, instance: Instance) -> int | None:
+        """Blocks that the instance holds as configured; None where only the engine knows."""
+        return instance.capacity_blocks or self.capacity_blocks
+
+
+class MemoryLog(Section):
+    """The fact log inside the process: nothing to run, forgotten at the end."""
+
+    kind: Literal["memory"] = "memory"
+    """Where facts are kept: `memory`, inside this process."""
+
+
+Log: TypeAlias = MemoryLog
+
+
+class Tracing(Section):
+    """One OpenTelemetry span a pick."""
+
+    otlp_endpoint: Annotated[str, AfterValidator(_checked_url)]
+    """The collector's OTLP gRPC address, such as `http://127.0.0.1:4317`."""
+
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the requests without a trace context of their own that are traced, 0 to 1; a
+    request's own decision is followed."""
+
+
+class Limits(Section):
+    """What Homing does not go beyond; what is over a limit is routed by load, never refused."""
+
+    max_body_bytes: Count = 32 * MIB
+    """Largest request body that is read."""
+
+    pick_timeout_ms: Count = 150
+    """Longest time that a pick may take before the request is routed by load."""
+
+
+class EnvoyOptions(Section):
+    """What `homing envoy-config` writes; `homing serve` reads none of it."""
+
+    listen: EndpointAddress = Endpoint("127.0.0.1:10000")
+    """Where Envoy accepts the clients' requests."""
+
+    admin: EndpointAddress | None = None
+    """Envoy's admin port; none if not given."""
+
+    pickers: tuple[ListenAddress, ...] = ()
+    """Where Envoy reaches Homing, an entry a process; `listen` if empty."""
+
+    request_body_mode: Literal["BUFFERED", "FULL_DUPLEX_STREAMED"] = "BUFFERED"
+    """How Envoy sends request bodies. With `BUFFERED` a crash of Homing loses no request;
+    `FULL_DUPLEX_STREAMED` has no limit of size, and loses those whose body was under way."""
+
+    buffer_limit_bytes: Count = 40 * MIB
+    """Largest body that Envoy buffers; above it the client gets a 413 (`BUFFERED` only)."""
+
+    message_timeout_ms: Count = 1000
+    """Longest wait for an answer of Homing before Envoy goes on without it; longer than
+    `limits.pick_timeout_ms`."""
+
+    route_timeout_s: Annotated[int, Field(ge=0)] = 600
+    """Longest time from a request's end to its answer's end; 0 is without limit."""
+
+
+class Config(Section):
+    """One configuration file."""
+
+    listen: ListenAddress = "127.0.0.1:9002"
+    """Where Homing serves ext_proc: `ip:port`, `[ipv6]:port` or `unix:/path`; port 0 is any free
+    one."""
+
+    admin: ListenAddress | None = None
+    """Where Homing serves metrics, health and its state over HTTP; nowhere if not given."""
+
+    log: Log = MemoryLog()
+    """Where facts about the caches are kept."""
+
+    tracing: Tracing | None = None
+    """Traces over OTLP; off if not given."""
+
+    pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
+    """The engines, by the models that they serve."""
+
+    limits: Limits = Limits()
+    """What Homing does not go beyond."""
+
+    envoy: EnvoyOptions = EnvoyOptions()
+    """What `homing envoy-config` writes."""
