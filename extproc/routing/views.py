@@ -1,0 +1,90 @@
+"""What a policy sees and what it says: plain data (DESIGN.md, step 6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from extproc.terms import Endpoint, InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The request to be placed.
+
+    tokens: prompt tokens; None where they are not known.
+    tiebreak: any number that differs from request to request; equal costs rotate with it.
+    """
+
+    tokens: int | None
+    tiebreak: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """One instance as it stands for this request.
+
+    cached_tokens: leading tokens of this prompt that it holds; 0 where the prompt is unknown.
+    waiting_tokens: uncached tokens assigned to it whose prefill has not ended.
+    in_flight: requests routed there and not ended.
+    prefill_rate: uncached tokens a second that it computes.
+    """
+
+    instance: InstanceId
+    endpoint: Endpoint
+    cached_tokens: int
+    waiting_tokens: float
+    in_flight: int
+    prefill_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """The eligible instances and what holds for all of them.
+
+    prefill_rate: the pool's mean, tokens a second.
+    utilisation: share of the pool's prefill time in use, 0 to below 1.
+    """
+
+    instances: Sequence[InstanceView]
+    prefill_rate: float
+    utilisation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Why an instance stands where it stands: seconds each, `cost_s` their sum."""
+
+    instance: InstanceId
+    endpoint: Endpoint
+    cached_tokens: int
+    wait_s: float
+    prefill_s: float
+    price_s: float
+
+    @property
+    def cost_s(self) -> float:
+        """What picking this instance costs: lowest wins."""
+        return self.wait_s + self.prefill_s + self.price_s
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The eligible instances, best first; never empty."""
+
+    scores: tuple[Score, ...]
+
+    @property
+    def best(self) -> Score:
+        """The instance to send the turn to."""
+        return self.scores[0]
+
+    @property
+    def why(self) -> str:
+        """One word for people and metrics.
+
+        `home`: the best holds the longest known prefix. `moved`: another holds more, but waiting
+        there costs more than it saves. `new`: nobody holds any of it.
+        """
+        most = max(score.cached_tokens for score in self.scores)
+        if most == 0:
+            return "new"
+        return "home" if self.best.cached_tokens == most else "moved"

@@ -1,0 +1,82 @@
+"""Every metric of Homing: name, unit, labels, help. docs/metrics.md is generated from here."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_STAGE_BUCKETS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5)
+_TOKEN_BUCKETS = (0, 256, 1024, 4096, 16384, 65536, 262144)
+
+
+class Metrics:
+    """The process's metrics, in a registry of their own so that tests can hold several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.picks = Counter(
+            "homing_picks",
+            "Requests routed, by pool, how they were placed (home, moved, new, load) and why by "
+            "load (reason).",
+            ["pool", "why", "reason"],
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "homing_refusals", "Requests answered by Homing itself.", ["code"], registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "homing_prompt_tokens", "Tokens of routed prompts.", ["pool"], registry=registry
+        )
+        self.predicted_cached_tokens = Counter(
+            "homing_predicted_cached_tokens",
+            "Tokens of routed prompts that the picked instance was expected to hold.",
+            ["pool"],
+            registry=registry,
+        )
+        self.prompt_size = Histogram(
+            "homing_prompt_size_tokens",
+            "Tokens of a routed prompt.",
+            ["pool"],
+            buckets=_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "homing_stage_seconds",
+            "Time of one stage of a pick.",
+            ["stage"],
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.answers = Counter(
+            "homing_answers",
+            "Response headers seen, by status class (2xx … 5xx, none).",
+            ["pool", "status"],
+            registry=registry,
+        )
+        self.rerouted = Counter(
+            "homing_rerouted",
+            "Requests that another endpoint served than the one picked.",
+            ["pool"],
+            registry=registry,
+        )
+        self.streams = Gauge("homing_open_streams", "ext_proc streams open now.", registry=registry)
+        self.streams_cut = Counter(
+            "homing_streams_cut",
+            "Streams that Homing ended before the proxy did.",
+            ["reason"],
+            registry=registry,
+        )
+        self.errors = Counter(
+            "homing_internal_errors",
+            "Faults inside Homing; the request was routed by load all the same.",
+            ["where"],
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "homing_in_flight", "Requests routed and not ended.", ["pool"], registry=registry
+        )
+        self.index_blocks = Gauge(
+            "homing_index_blocks",
+            "Blocks that the index believes held, over all instances.",
+            ["pool"],
+            registry=registry,
+        )
+        self.ready = Gauge("homing_ready", "1 once every model is loaded.", registry=registry)
