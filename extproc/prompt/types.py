@@ -51,7 +51,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The block keys of one prompt, root first, and its length in tokens (also those of no block)."""
+    """The block keys of one prompt, root first, and its length in tokens, part blocks included."""
 
     keys: PackedKeys
     tokens: int
