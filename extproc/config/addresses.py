@@ -27,7 +27,7 @@ def parse_endpoint(endpoint: str) -> Endpoint:
     host, port = split_endpoint(endpoint)
     if port == 0:
         raise ValueError(f'"{endpoint}" has no usable port; write a number from 1 to 65535')
-    return Endpoint(_join(host, port))
+    return Endpoint(join_endpoint(host, port))
 
 
 def parse_listen(address: str) -> str:
@@ -36,7 +36,12 @@ def parse_listen(address: str) -> str:
         if not address.startswith(f"{UNIX_PREFIX}/"):
             raise ValueError(f'"{address}" is not absolute; write unix:/path/to/socket')
         return address
-    return _join(*split_endpoint(address))
+    return join_endpoint(*split_endpoint(address))
+
+
+def join_endpoint(host: str, port: int) -> str:
+    """`ip:port`, with brackets around IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _cut_port(endpoint: str) -> tuple[str, str]:
@@ -65,7 +70,3 @@ def _checked_ip(endpoint: str, host: str, version: int) -> str:
             " write the address that the proxy uses too"
         )
     return str(address)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -174,8 +174,9 @@ class EnvoyOptions(Section):
     """Longest wait for an answer of Homing before Envoy goes on without it; longer than
     `limits.pick_timeout_ms`."""
 
-    route_timeout_s: Annotated[int, Field(ge=0)] = 600
-    """Longest time from a request's end to its answer's end; 0 is without limit."""
+    idle_timeout_s: Count = 600
+    """Longest silence of an engine, or of a client, before Envoy ends a request. There is no limit
+    to how long an answer takes while it goes on."""
 
 
 class Config(Section):
@@ -193,6 +194,9 @@ class Config(Section):
 
     tracing: Tracing | None = None
     """Traces over OTLP; off if not given."""
+
+    explain: bool = False
+    """Adds `x-homing-why` to every answer: how the request was placed and what was known of it."""
 
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The engines, by the models that they serve."""

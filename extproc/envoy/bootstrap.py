@@ -1,0 +1,172 @@
+"""A complete Envoy bootstrap: listener, route, filter, clusters."""
+
+from datetime import timedelta
+
+from betterproto2 import Message
+from envoy_data_plane.envoy.config.bootstrap.v3 import (
+    Admin,
+    Bootstrap,
+    BootstrapStaticResources,
+)
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation as Mutation
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRemoveOnMatch
+from envoy_data_plane.envoy.config.core.v3 import Http1ProtocolOptions, TypedExtensionConfig
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
+from envoy_data_plane.envoy.config.route.v3 import (
+    RetryPolicy,
+    RetryPolicyRetryHostPredicate,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatch,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpFilter,
+)
+from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
+    HeaderMutation,
+)
+from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.google.protobuf import Any
+
+from extproc.config import Config, EnvoyOptions
+from extproc.config.addresses import UNIX_PREFIX, join_endpoint, split_endpoint
+from extproc.envoy.clusters import engines_cluster, pickers_cluster, socket_address
+from extproc.envoy.filter import ext_proc
+from extproc.envoy.names import CONTROL_HEADERS, CONTROL_PREFIX, ENGINES_CLUSTER
+from extproc.errors import ConfigError
+
+_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
+"""Only what no engine has seen: plain `reset` would run a generation twice."""
+
+
+def bootstrap(config: Config) -> Bootstrap:
+    """The bootstrap for one Envoy in front of all pools.
+
+    One cluster holds the engines of all pools: the pick, which knows the model, names one of them.
+    ConfigError where the configuration does not say how Envoy can reach Homing.
+    """
+    options = config.envoy
+    return Bootstrap(
+        admin=Admin(address=socket_address(options.admin)) if options.admin else None,
+        static_resources=BootstrapStaticResources(
+            listeners=[_listener(options)],
+            clusters=[
+                pickers_cluster(_picker_addresses(config)),
+                engines_cluster(_engines(config), options.buffer_limit_bytes),
+            ],
+        ),
+    )
+
+
+def _picker_addresses(config: Config) -> list[str]:
+    """Where Envoy reaches Homing; a wildcard address is reached over loopback."""
+    if config.envoy.pickers:
+        return list(config.envoy.pickers)
+    if config.listen.startswith(UNIX_PREFIX):
+        return [config.listen]
+    ip, port = split_endpoint(config.listen)
+    if port == 0:
+        raise ConfigError("listen: port 0 is any free one; name the real one in envoy.pickers")
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not bound
+    return [join_endpoint(loopback.get(ip, ip), port)]
+
+
+def _engines(config: Config) -> list[str]:
+    """Every endpoint once: an engine can serve models of two pools."""
+    endpoints = (i.endpoint for pool in config.pools for i in pool.instances)
+    return list(dict.fromkeys(endpoints))
+
+
+def _listener(options: EnvoyOptions) -> Listener:
+    return Listener(
+        name="clients",
+        address=socket_address(options.listen),
+        # What BUFFERED may hold, and what a retry can repeat; 1 MiB if unset.
+        per_connection_buffer_limit_bytes=options.buffer_limit_bytes,
+        filter_chains=[
+            FilterChain(
+                filters=[
+                    Filter(
+                        name="envoy.filters.network.http_connection_manager",
+                        typed_config=Any.pack(_connection_manager(options)),
+                    )
+                ]
+            )
+        ],
+    )
+
+
+def _connection_manager(options: EnvoyOptions) -> HttpConnectionManager:
+    idle = timedelta(seconds=options.idle_timeout_s)
+    return HttpConnectionManager(
+        stat_prefix="clients",
+        # Clients' own x-envoy-* headers, such as x-envoy-retry-on, are dropped.
+        use_remote_address=True,
+        stream_idle_timeout=idle,
+        # HTTP/1 trailers reach no filter without it.
+        http_protocol_options=Http1ProtocolOptions(enable_trailers=True),
+        early_header_mutation_extensions=[
+            TypedExtensionConfig(
+                name="envoy.http.early_header_mutation.header_mutation",
+                typed_config=Any.pack(_client_header_removal()),
+            )
+        ],
+        route_config=_routes(idle),
+        http_filters=[
+            _http_filter("ext_proc", ext_proc(options)),
+            _http_filter("router", Router()),
+        ],
+    )
+
+
+def _client_header_removal() -> HeaderMutation:
+    """A client must steer no request, least of all when the picker is down."""
+    return HeaderMutation(
+        mutations=[
+            *(Mutation(remove=name) for name in CONTROL_HEADERS),
+            Mutation(
+                remove_on_match=HeaderMutationRemoveOnMatch(
+                    key_matcher=StringMatcher(prefix=CONTROL_PREFIX)
+                )
+            ),
+        ]
+    )
+
+
+def _routes(idle: timedelta) -> RouteConfiguration:
+    action = RouteAction(
+        cluster=ENGINES_CLUSTER,
+        # The length of an answer is not known; silence ends it, not its age.
+        timeout=timedelta(0),
+        idle_timeout=idle,
+        retry_policy=RetryPolicy(
+            retry_on=_RETRY_ON,
+            num_retries=2,
+            retry_host_predicate=[
+                RetryPolicyRetryHostPredicate(
+                    name="envoy.retry_host_predicates.previous_hosts",
+                    typed_config=Any.pack(PreviousHostsPredicate()),
+                )
+            ],
+            host_selection_retry_max_attempts=5,
+        ),
+    )
+    return RouteConfiguration(
+        name="engines",
+        virtual_hosts=[
+            VirtualHost(
+                name="all",
+                domains=["*"],
+                routes=[Route(match=RouteMatch(prefix="/"), route=action)],
+            )
+        ],
+    )
+
+
+def _http_filter(name: str, message: Message) -> HttpFilter:
+    return HttpFilter(name=f"envoy.filters.http.{name}", typed_config=Any.pack(message))

@@ -1,0 +1,186 @@
+"""The two clusters: Homing's processes, and the engines that they pick from."""
+
+from datetime import timedelta
+
+from betterproto2 import Message
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    CircuitBreakers,
+    CircuitBreakersThresholds,
+    Cluster,
+    ClusterCommonLbConfig,
+    ClusterDiscoveryType,
+    ClusterLbPolicy,
+    LoadBalancingPolicy,
+    LoadBalancingPolicyPolicy,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    Address,
+    HealthCheck,
+    HealthCheckGrpcHealthCheck,
+    Http1ProtocolOptions,
+    Http2ProtocolOptions,
+    HttpProtocolOptions,
+    Pipe,
+    SocketAddress,
+    TypedExtensionConfig,
+)
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
+)
+from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request.v3 import LeastRequest
+from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import (
+    OverrideHost,
+    OverrideHostOverrideHostSource,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions as UpstreamHttpOptions,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptionsExplicitHttpConfig as ExplicitHttpConfig,
+)
+from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
+from envoy_data_plane.envoy.type.v3 import Percent
+from envoy_data_plane.google.protobuf import Any
+
+from extproc.config.addresses import UNIX_PREFIX, split_endpoint
+from extproc.envoy.names import ENDPOINT_KEY, ENGINES_CLUSTER, METADATA_NAMESPACE, PICKERS_CLUSTER
+
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_EXT_PROC_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+_CONNECT_TIME = timedelta(seconds=1)
+_HEALTH_INTERVAL = timedelta(milliseconds=500)
+_ENGINE_IDLE_TIME = timedelta(seconds=3)
+"""uvicorn, under vLLM and SGLang, closes a connection after 5 s without a request; a request that
+Envoy sends into that moment is lost, so Envoy closes first."""
+
+_MOST_REQUESTS = 1_000_000
+"""In place of 1,024, which long answers reach: limiting concurrency is the policy's work."""
+
+
+def pickers_cluster(addresses: list[str]) -> Cluster:
+    """Homing's processes, HTTP/2, an endpoint each, dropped within a second when one is down.
+
+    With none left its requests fail at once (panic threshold 0), and the filter lets them pass.
+    """
+    return Cluster(
+        name=PICKERS_CLUSTER,
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=_CONNECT_TIME,
+        load_assignment=_assignment(PICKERS_CLUSTER, addresses),
+        lb_policy=ClusterLbPolicy.LEAST_REQUEST,
+        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent()),
+        health_checks=[
+            HealthCheck(
+                timeout=_HEALTH_INTERVAL,
+                interval=_HEALTH_INTERVAL,
+                # Without traffic Envoy checks every 60 s, and sends the first requests nowhere.
+                no_traffic_interval=_HEALTH_INTERVAL,
+                no_traffic_healthy_interval=_HEALTH_INTERVAL,
+                unhealthy_threshold=2,
+                healthy_threshold=1,
+                grpc_health_check=HealthCheckGrpcHealthCheck(service_name=_EXT_PROC_SERVICE),
+            )
+        ],
+        circuit_breakers=_no_circuit_breakers(),
+        typed_extension_protocol_options={
+            _HTTP_OPTIONS: Any.pack(
+                UpstreamHttpOptions(
+                    explicit_http_config=ExplicitHttpConfig(
+                        http2_protocol_options=Http2ProtocolOptions()
+                    )
+                )
+            )
+        },
+    )
+
+
+def engines_cluster(endpoints: list[str], buffer_limit_bytes: int) -> Cluster:
+    """All engines. The picked one is taken from the metadata, else from the header.
+
+    Without a pick, or when no picked endpoint is left to try, the least loaded of two.
+    """
+    return Cluster(
+        name=ENGINES_CLUSTER,
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=_CONNECT_TIME,
+        per_connection_buffer_limit_bytes=buffer_limit_bytes,
+        load_assignment=_assignment(ENGINES_CLUSTER, endpoints),
+        load_balancing_policy=_policy(
+            "override_host",
+            OverrideHost(
+                override_host_sources=[
+                    OverrideHostOverrideHostSource(
+                        metadata=MetadataKey(
+                            key=METADATA_NAMESPACE, path=[MetadataKeyPathSegment(key=ENDPOINT_KEY)]
+                        )
+                    ),
+                    OverrideHostOverrideHostSource(header=ENDPOINT_KEY),
+                ],
+                fallback_policy=_policy("least_request", LeastRequest()),
+            ),
+        ),
+        circuit_breakers=_no_circuit_breakers(),
+        typed_extension_protocol_options={
+            _HTTP_OPTIONS: Any.pack(
+                UpstreamHttpOptions(
+                    common_http_protocol_options=HttpProtocolOptions(
+                        idle_timeout=_ENGINE_IDLE_TIME
+                    ),
+                    explicit_http_config=ExplicitHttpConfig(
+                        http_protocol_options=Http1ProtocolOptions(enable_trailers=True)
+                    ),
+                )
+            )
+        },
+    )
+
+
+def socket_address(address: str) -> Address:
+    """`ip:port`, `[ipv6]:port` or `unix:/path` as Envoy's type."""
+    if address.startswith(UNIX_PREFIX):
+        return Address(pipe=Pipe(path=address.removeprefix(UNIX_PREFIX)))
+    ip, port = split_endpoint(address)
+    return Address(socket_address=SocketAddress(address=ip, port_value=port))
+
+
+def _assignment(cluster: str, addresses: list[str]) -> ClusterLoadAssignment:
+    return ClusterLoadAssignment(
+        cluster_name=cluster,
+        endpoints=[
+            LocalityLbEndpoints(
+                lb_endpoints=[
+                    LbEndpoint(endpoint=Endpoint(address=socket_address(address)))
+                    for address in addresses
+                ]
+            )
+        ],
+    )
+
+
+def _policy(name: str, policy: Message) -> LoadBalancingPolicy:
+    return LoadBalancingPolicy(
+        policies=[
+            LoadBalancingPolicyPolicy(
+                typed_extension_config=TypedExtensionConfig(
+                    name=f"envoy.load_balancing_policies.{name}", typed_config=Any.pack(policy)
+                )
+            )
+        ]
+    )
+
+
+def _no_circuit_breakers() -> CircuitBreakers:
+    return CircuitBreakers(
+        thresholds=[
+            CircuitBreakersThresholds(
+                max_connections=_MOST_REQUESTS,
+                max_pending_requests=_MOST_REQUESTS,
+                max_requests=_MOST_REQUESTS,
+                max_retries=_MOST_REQUESTS,
+            )
+        ]
+    )

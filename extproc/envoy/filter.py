@@ -1,0 +1,64 @@
+"""The ext_proc filter: what Envoy shows to Homing, and what it does when Homing is not there."""
+
+from datetime import timedelta
+
+from envoy_data_plane.envoy.config.core.v3 import GrpcService, GrpcServiceEnvoyGrpc, RetryPolicy
+from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
+    ExternalProcessor,
+    MetadataOptions,
+    MetadataOptionsMetadataNamespaces,
+    ProcessingMode,
+    ProcessingModeBodySendMode,
+    ProcessingModeHeaderSendMode,
+)
+
+from extproc.config import EnvoyOptions
+from extproc.envoy.names import METADATA_NAMESPACE, PICKERS_CLUSTER, SUBSET_NAMESPACE
+
+_MOST_MESSAGE_TIME = timedelta(seconds=10)
+"""How far a message may stretch its own time-out."""
+
+
+def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
+    """The filter for a picker that reads request bodies and sees of answers the headers only.
+
+    Fails open: an error or a time-out of the picker lets the request go on, load-balanced, except
+    in FULL_DUPLEX_STREAMED once a body chunk was sent (envoy/README.md has the table).
+    """
+    message_timeout = timedelta(milliseconds=options.message_timeout_ms)
+    return ExternalProcessor(
+        grpc_service=GrpcService(
+            envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=PICKERS_CLUSTER),
+            # A picker that died between two health checks: the next one is asked instead.
+            retry_policy=RetryPolicy(retry_on="connect-failure,unavailable", num_retries=2),
+        ),
+        failure_mode_allow=True,
+        processing_mode=_processing_mode(options),
+        # Which engine really answered; Envoy tells it in no other way.
+        response_attributes=["upstream.address"],
+        message_timeout=message_timeout,
+        max_message_timeout=max(message_timeout, _MOST_MESSAGE_TIME),
+        # Homing asks for an answer's body where it wants to watch it.
+        allow_mode_override=True,
+        metadata_options=MetadataOptions(
+            forwarding_namespaces=MetadataOptionsMetadataNamespaces(
+                untyped=[METADATA_NAMESPACE, SUBSET_NAMESPACE]
+            ),
+            # Without this Envoy ignores the pick's metadata, silently.
+            receiving_namespaces=MetadataOptionsMetadataNamespaces(untyped=[METADATA_NAMESPACE]),
+        ),
+    )
+
+
+def _processing_mode(options: EnvoyOptions) -> ProcessingMode:
+    send, skip = ProcessingModeHeaderSendMode.SEND, ProcessingModeHeaderSendMode.SKIP
+    streamed = options.request_body_mode == "FULL_DUPLEX_STREAMED"
+    return ProcessingMode(
+        request_header_mode=send,
+        request_body_mode=ProcessingModeBodySendMode.from_string(options.request_body_mode),
+        # Trailers end a streamed request, so Envoy demands that the picker sees them.
+        request_trailer_mode=send if streamed else skip,
+        response_header_mode=send,
+        response_body_mode=ProcessingModeBodySendMode.NONE,
+        response_trailer_mode=skip,
+    )
