@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 KEEP ?=
 
-.PHONY: setup demo test lint types check proto clean
+.PHONY: setup demo test test-slow lint types check proto clean
 
 setup: .venv/.ready
 
@@ -18,6 +18,10 @@ demo: .venv/.ready
 
 test: .venv/.ready
 	$(BIN)/pytest
+
+# What takes longer than a few seconds a test; CI runs it with a time limit of its own.
+test-slow: .venv/.ready
+	$(BIN)/pytest -m slow
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

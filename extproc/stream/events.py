@@ -44,6 +44,7 @@ class Pick:
     body: the rewritten body, or None to forward the bytes that came.
     headers: further request headers to set (a model rewrite, the trace context).
     metadata: further dynamic metadata under `envoy.lb` (scores).
+    answer_headers: response headers to set (how the request was placed).
     watch_answer: whether the response body is wanted.
     """
 
@@ -51,6 +52,7 @@ class Pick:
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    answer_headers: Mapping[str, str] = field(default_factory=dict)
     watch_answer: bool = False
 
 

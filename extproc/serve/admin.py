@@ -1,0 +1,66 @@
+"""The admin port: health, readiness, metrics and what is known, over HTTP. No text of any body."""
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from extproc.config.addresses import UNIX_PREFIX, split_endpoint
+from extproc.errors import ConfigError
+from extproc.serve.pool import Pool
+from extproc.telemetry import Metrics
+
+
+class Admin:
+    """An HTTP server for operators: bind it where only they reach it."""
+
+    def __init__(
+        self, metrics: Metrics, pools: Callable[[], Sequence[Pool]], ready: Callable[[], bool]
+    ) -> None:
+        self._metrics = metrics
+        self._pools = pools
+        self._ready = ready
+        app = web.Application()
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._scrape)
+        app.router.add_get("/pools", self._describe)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self, listen: str) -> None:
+        """Bind and serve. Raises ConfigError where the address cannot be bound."""
+        await self._runner.setup()
+        site: web.BaseSite
+        if listen.startswith(UNIX_PREFIX):
+            site = web.UnixSite(self._runner, listen.removeprefix(UNIX_PREFIX))
+        else:
+            site = web.TCPSite(self._runner, *split_endpoint(listen))
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"admin: cannot bind {listen}: {error.strerror}") from None
+
+    async def stop(self) -> None:
+        """Close the port."""
+        await self._runner.cleanup()
+
+    async def _livez(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self._ready():
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="not ready: models are loading, or draining\n")
+
+    async def _scrape(self, _: web.Request) -> web.Response:
+        for pool in self._pools():
+            self._metrics.in_flight.labels(pool.name).set(pool.load.in_flight)
+            self._metrics.index_blocks.labels(pool.name).set(pool.index.stats().blocks)
+        return web.Response(
+            body=generate_latest(self._metrics.registry),
+            headers={"Content-Type": CONTENT_TYPE_LATEST},
+        )
+
+    async def _describe(self, _: web.Request) -> web.Response:
+        return web.json_response([pool.describe(monotonic()) for pool in self._pools()])

@@ -1,0 +1,101 @@
+"""Bodies to chains of block keys, small ones at once and big ones in a thread.
+
+Pure work all of it; what this module adds is where it runs and for how long it is waited for.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from extproc.errors import Unroutable
+from extproc.prompt import Chain, Prompt, is_llm_path, parse_body, root_seed
+from extproc.serve.pool import Pool
+from extproc.stages import Stages
+from extproc.stream import Request
+
+INLINE_BODY_BYTES = 32 * 1024
+"""Bodies up to here are encoded on the event loop: a hop to a thread costs more than they do."""
+
+THREADS = 2
+"""Tokenizers release the GIL: with two, a huge prompt does not hold up the next one."""
+
+QUEUE_LIMIT = 64
+"""Big bodies in the threads or waiting for one; the next is routed by load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt that was understood: the pool that serves it, and a chain for each of its texts."""
+
+    pool: Pool
+    chains: tuple[Chain, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its chains."""
+        return sum(chain.tokens for chain in self.chains)
+
+
+class Encoder:
+    """Encodes the bodies of requests for one of the pools."""
+
+    def __init__(self, pools: Callable[[], Sequence[Pool]], timeout_s: float) -> None:
+        self._pools = pools
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="encode")
+        self._queued = 0
+
+    def close(self) -> None:
+        """Let the threads go; what they still encode is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def encode(self, request: Request, stages: Stages) -> Encoded:
+        """The body's chains, within the time limit.
+
+        Raises BadRequest, or Unroutable with the reason (`pick_timeout` when out of time).
+        """
+        if request.method != "POST" or not is_llm_path(request.path):
+            raise Unroutable("other_path")
+        body = request.body
+        if body is None:
+            raise Unroutable("body_not_seen")
+        if len(body) <= INLINE_BODY_BYTES:
+            return self._encode(request.path, body, stages)
+        if self._queued >= QUEUE_LIMIT:
+            raise Unroutable("encoders_busy")
+        self._queued += 1
+        # Stages of its own: a thread that is not waited for any more must not write into ours.
+        inner = Stages()
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._encode, request.path, body, inner
+        )
+        work.add_done_callback(self._done)
+        try:
+            encoded = await asyncio.wait_for(asyncio.shield(work), self._timeout_s)
+        except TimeoutError as late:
+            raise Unroutable("pick_timeout") from late
+        stages.spans.extend(inner.spans)
+        return encoded
+
+    def _done(self, work: "asyncio.Future[Encoded]") -> None:
+        self._queued -= 1
+        if not work.cancelled():
+            work.exception()  # retrieved here, in case the pick gave up waiting
+
+    def _encode(self, path: str, body: bytes, stages: Stages) -> Encoded:
+        with stages.stage("parse"):
+            prompt = parse_body(path, body)
+        pool = self._pool_of(prompt)
+        model = pool.models.get(prompt.model)
+        if model is None:
+            raise Unroutable("model_loading")
+        size = pool.config.block_size
+        root = root_seed(secret=pool.secret, model=model.name, salt=prompt.salt, block_size=size)
+        return Encoded(pool, model.encode(prompt, root, size, stages))
+
+    def _pool_of(self, prompt: Prompt) -> Pool:
+        for pool in self._pools():
+            if prompt.model in pool.model_names:
+                return pool
+        raise Unroutable("unknown_model")

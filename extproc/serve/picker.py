@@ -1,0 +1,173 @@
+"""The path of one request, from its body to the pick: one straight line (DESIGN.md).
+
+    body ─▶ parse ─▶ render ─▶ tokenize ─▶ hash ─▶ match ─▶ choose
+
+Whatever breaks on the way, the request is still routed: by load, counted, logged once.
+"""
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+from extproc.errors import BadRequest, NoEndpoint, Unroutable
+from extproc.index import Depths
+from extproc.routing import Ranking, Turn
+from extproc.serve.encoder import Encoded, Encoder
+from extproc.serve.placed import Placed
+from extproc.serve.pool import Pool
+from extproc.serve.subset import eligible
+from extproc.stages import Stages
+from extproc.stream import Pick, Refusal, Request
+from extproc.telemetry import LogOnce, Metrics, Tracer
+from extproc.terms import InstanceId
+
+logger = logging.getLogger("homing.picker")
+
+BYTES_PER_TOKEN = 4
+"""A guess for the load of a prompt whose tokens are unknown; never used for a price."""
+
+
+class Picker:
+    """Picks for requests. Never raises: what cannot be understood is placed by load."""
+
+    def __init__(
+        self,
+        pools: Callable[[], Sequence[Pool]],
+        encoder: Encoder,
+        fallbacks: int,
+        metrics: Metrics,
+        tracer: Tracer | None,
+        explain: bool,
+    ) -> None:
+        self._pools = pools
+        self._encoder = encoder
+        self._fallbacks = fallbacks
+        self._metrics = metrics
+        self._tracer = tracer
+        self._explain = explain
+        self._once = LogOnce(logger)
+        self._turns = itertools.count()
+
+    async def pick(self, request: Request) -> tuple[Pick, Placed] | Refusal:
+        """Endpoints for the request, best first, and what must be told how it went on."""
+        stages = Stages()
+        encoded: Encoded | None = None
+        reason = ""
+        try:
+            encoded = await self._encoder.encode(request, stages)
+        except BadRequest as bad:
+            return self._refuse(Refusal(bad.status, bad.code, str(bad)))
+        except Unroutable as unknown:
+            reason = unknown.reason
+            self._once.warning(reason, "routed by load: %s", unknown)
+        except Exception as fault:  # fail open: a fault of ours must not cost the client anything
+            reason = "internal_error"
+            self._metrics.errors.labels("encode").inc()
+            self._once.warning(f"{type(fault)}", "routed by load: %s", type(fault).__name__)
+        try:
+            return self._place(request, encoded, reason, stages)
+        except NoEndpoint as none:
+            return self._refuse(Refusal(none.status, none.code, str(none), reason=none.code))
+
+    def _refuse(self, refusal: Refusal) -> Refusal:
+        self._metrics.refusals.labels(refusal.code).inc()
+        return refusal
+
+    def _place(
+        self, request: Request, encoded: Encoded | None, reason: str, stages: Stages
+    ) -> tuple[Pick, Placed]:
+        pool = encoded.pool if encoded else self._pools()[0]
+        candidates = eligible(pool.instances, request.subset)
+        now = monotonic()
+        with stages.stage("match"):
+            chains = encoded.chains if encoded else ()
+            depths = [pool.index.match(chain.keys) for chain in chains]
+            cached = _cached_tokens(encoded, depths) if encoded else {}
+        with stages.stage("choose"):
+            tokens = encoded.tokens if encoded else None
+            view = pool.view(candidates, cached, now)
+            ranking = pool.policy.rank(Turn(tokens, next(self._turns)), view)
+        best = ranking.best
+        if encoded:
+            uncached = float(encoded.tokens - best.cached_tokens)
+        else:
+            uncached = len(request.body or b"") / BYTES_PER_TOKEN
+        placed = Placed(pool, best.instance, best.endpoint, chains, uncached, self._metrics)
+        placed.start([depth.get(best.instance, Depths(0, 0)) for depth in depths], now)
+        self._count(pool, encoded, ranking, reason, stages)
+        return Pick(
+            endpoints=tuple(score.endpoint for score in ranking.scores[: self._fallbacks]),
+            headers=self._trace(request, pool, encoded, ranking, reason, stages),
+            answer_headers=_explain(encoded, ranking, reason) if self._explain else {},
+        ), placed
+
+    def _count(
+        self, pool: Pool, encoded: Encoded | None, ranking: Ranking, reason: str, stages: Stages
+    ) -> None:
+        metrics = self._metrics
+        metrics.picks.labels(pool.name, ranking.why if encoded else "load", reason).inc()
+        if encoded:
+            metrics.prompt_tokens.labels(pool.name).inc(encoded.tokens)
+            metrics.predicted_cached_tokens.labels(pool.name).inc(ranking.best.cached_tokens)
+            metrics.prompt_size.labels(pool.name).observe(encoded.tokens)
+        for name, start, end in stages.spans:
+            metrics.stage_seconds.labels(name).observe((end - start) / 1e9)
+
+    def _trace(
+        self,
+        request: Request,
+        pool: Pool,
+        encoded: Encoded | None,
+        ranking: Ranking,
+        reason: str,
+        stages: Stages,
+    ) -> dict[str, str]:
+        """The trace headers to pass upstream; none where tracing is off."""
+        if self._tracer is None:
+            return {}
+        best = ranking.best
+        return self._tracer.pick(
+            request.headers,
+            stages,
+            {
+                "homing.pool": pool.name,
+                "homing.instance": best.instance,
+                "homing.why": ranking.why if encoded else "load",
+                "homing.reason": reason,
+                "homing.prompt_tokens": encoded.tokens if encoded else 0,
+                "homing.cached_tokens": best.cached_tokens,
+                "homing.wait_s": best.wait_s,
+                "homing.prefill_s": best.prefill_s,
+                "homing.price_s": best.price_s,
+            },
+        )
+
+
+def _cached_tokens(
+    encoded: Encoded, depths: Sequence[dict[InstanceId, Depths]]
+) -> dict[InstanceId, int]:
+    """Tokens of the prompt that each instance holds; absent = 0.
+
+    An engine always computes the last token, so a prompt of whole blocks hits one block less
+    (vLLM 0.32, `get_computed_blocks`).
+    """
+    size = encoded.pool.config.block_size
+    cached: dict[InstanceId, int] = {}
+    for chain, depth in zip(encoded.chains, depths, strict=True):
+        most = (chain.tokens - 1) // size
+        for instance, held in depth.items():
+            cached[instance] = cached.get(instance, 0) + min(held.gpu, most) * size
+    return cached
+
+
+def _explain(encoded: Encoded | None, ranking: Ranking, reason: str) -> dict[str, str]:
+    """The answer header that says why: words and numbers, no text of the request."""
+    if encoded is None:
+        return {"x-homing-why": f"load ({reason})"}
+    best = ranking.best
+    return {
+        "x-homing-why": f"{ranking.why}; cached={best.cached_tokens}/{encoded.tokens}; "
+        f"wait={best.wait_s * 1e3:.1f}ms; prefill={best.prefill_s * 1e3:.1f}ms; "
+        f"price={best.price_s * 1e3:.1f}ms"
+    }

@@ -1,0 +1,94 @@
+"""A routed request until its answer ends: what it told the index and the load."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+from extproc.index import Depths, Dropped, Fact, Held, Source, Tier
+from extproc.prompt import Chain
+from extproc.routing import Ticket
+from extproc.serve.pool import Pool
+from extproc.stream import Answered
+from extproc.telemetry import Metrics
+from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, Endpoint, InstanceId, PackedKeys
+
+
+@dataclass(slots=True)
+class Placed:
+    """One pick's consequences.
+
+    The picked instance is expected to hold the prompt from the decision on: blocks that count only
+    after their prefill send a burst of one cold prefix everywhere (docs/policy.md). When the
+    engine refuses the request, or another instance serves it, what was newly asserted is taken
+    back.
+    """
+
+    pool: Pool
+    instance: InstanceId
+    endpoint: Endpoint
+    chains: tuple[Chain, ...]
+    uncached: float
+    metrics: Metrics
+    _ticket: Ticket | None = None
+    _asserted: list[Held] = field(default_factory=list)
+
+    def start(self, depths: Sequence[Depths], now: float) -> None:
+        """The instance was picked. depths: what it holds of each chain."""
+        rate = self.pool.config.prefill_rate
+        self._ticket = self.pool.load.start(self.instance, self.uncached, now, rate)
+        self.pool.utilisation.assign(self.uncached / rate)
+        self._expect(depths)
+
+    def answered(self, answer: Answered) -> None:
+        """Response headers came. A failed request leaves no blocks; a retried one moves."""
+        status = f"{answer.status // 100}xx" if answer.status else "none"
+        self.metrics.answers.labels(self.pool.name, status).inc()
+        if answer.served is not None and answer.served != self.endpoint:
+            self._move(answer.served)
+        if answer.status >= 400:
+            self._retract()
+
+    def ended(self) -> None:
+        """The stream is over: the answer ended, or the client or the proxy went away."""
+        if self._ticket is not None:
+            self.pool.load.end(self._ticket)
+
+    def _expect(self, depths: Sequence[Depths]) -> None:
+        self._asserted = [
+            _expected(self.instance, chain.keys, depth.gpu)
+            for chain, depth in zip(self.chains, depths, strict=True)
+            if chain.keys
+        ]
+        self.pool.append(self._asserted)
+
+    def _retract(self) -> None:
+        """Take back what the index did not know before the pick."""
+        facts: list[Fact] = [
+            Dropped(held.instance, held.tier, held.keys, Source.ANSWER)
+            for held in self._asserted
+            if held.keys
+        ]
+        self._asserted = []
+        self.pool.append(facts)
+
+    def _move(self, served: str) -> None:
+        """Envoy retried elsewhere: the load and the expectation belong to who served."""
+        self._retract()
+        self.metrics.rerouted.labels(self.pool.name).inc()
+        self.ended()
+        actual = next((one for one in self.pool.instances if one.endpoint == served), None)
+        if actual is None:
+            self._ticket = None
+            return
+        self.instance, self.endpoint = actual.id, actual.endpoint
+        depths = [
+            self.pool.index.match(chain.keys).get(actual.id, Depths(0, 0)) for chain in self.chains
+        ]
+        self.start(depths, monotonic())
+
+
+def _expected(instance: InstanceId, keys: PackedKeys, depth: int) -> Held:
+    """The pick's fact: the whole chain, written as what the instance does not hold yet."""
+    cut = depth * KEY_BYTES
+    parent = BlockKey(int.from_bytes(keys[cut - KEY_BYTES : cut], "little")) if cut else NO_BLOCK
+    return Held(instance, Tier.GPU, parent, PackedKeys(keys[cut:]), Source.PICK)

@@ -1,0 +1,73 @@
+"""The gRPC server: ext_proc, health and reflection on one port."""
+
+from collections.abc import Iterable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from extproc.errors import ConfigError
+from extproc.serve.process import Processor
+from proto_gen.ext_proc_pb2 import ProcessingRequest
+
+EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
+
+LIVENESS = "liveness"
+READINESS: tuple[str, ...] = ("", "readiness", EXT_PROC, "inference-extension")
+"""Health names that say NOT_SERVING until every model is loaded, and again while draining."""
+
+MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+"""Room for headers and metadata beside the largest body in one gRPC message."""
+
+
+class Server:
+    """Serves ext_proc until it is drained."""
+
+    def __init__(self, processor: Processor, listen: str, max_body_bytes: int) -> None:
+        self._listen = listen
+        limit = max_body_bytes + MESSAGE_OVERHEAD_BYTES
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.max_concurrent_streams", 2**31 - 1),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (EXT_PROC, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        # Answers are serialised by `stream`, most of them once for all.
+        method = grpc.stream_stream_rpc_method_handler(
+            processor.process, request_deserializer=ProcessingRequest.FromString
+        )
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(EXT_PROC, {"Process": method}),)
+        )
+
+    async def start(self) -> int:
+        """Bind and serve, alive but not ready. Returns the port, 0 for a unix socket."""
+        try:
+            port = self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise ConfigError(f"listen: cannot bind {self._listen}: {error}") from None
+        await self._say(READINESS, serving=False)
+        await self._say((LIVENESS,), serving=True)
+        await self._server.start()
+        return port
+
+    async def ready(self) -> None:
+        """Every model is loaded: tell those who ask."""
+        await self._say(READINESS, serving=True)
+
+    async def drain(self, grace_s: float) -> None:
+        """NOT_SERVING first, then no new streams, then what is open ends by itself or by force."""
+        await self._say(READINESS, serving=False)
+        await self._server.stop(grace_s)
+
+    async def _say(self, names: Iterable[str], serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        for name in names:
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
