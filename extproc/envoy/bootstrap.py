@@ -38,10 +38,20 @@ from extproc.config.addresses import UNIX_PREFIX, join_endpoint, split_endpoint
 from extproc.envoy.clusters import engines_cluster, pickers_cluster, socket_address
 from extproc.envoy.filter import ext_proc
 from extproc.envoy.names import CONTROL_HEADERS, CONTROL_PREFIX, ENGINES_CLUSTER
+from extproc.envoy.text import to_yaml
 from extproc.errors import ConfigError
 
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 """Only what no engine has seen: plain `reset` would run a generation twice."""
+
+_HEADER = """\
+Written by `homing envoy-config`: change the configuration that it was written from instead.
+To put Homing into an Envoy that runs already, see envoy/README.md."""
+
+
+def bootstrap_yaml(config: Config) -> str:
+    """What `homing envoy-config` prints."""
+    return to_yaml(bootstrap(config), _HEADER)
 
 
 def bootstrap(config: Config) -> Bootstrap:

@@ -1,0 +1,76 @@
+"""What `homing check` says: the configuration as it would run, with every model tried."""
+
+from collections.abc import Iterator, Sized
+from pathlib import Path
+
+from extproc.config import Config, Model, Pool
+from extproc.errors import ConfigError, Unroutable
+from extproc.prompt import Chat, Prompt, ServedModel
+from extproc.terms import TOKEN_BYTES
+
+_TRIAL = Prompt(
+    Chat([{"role": "user", "content": "Hello"}], options={"add_generation_prompt": True})
+)
+
+
+def describe(config: Config, path: Path) -> str:
+    """A readable summary, ending in a line feed. Loads each model, about a second each.
+
+    path: of the configuration, to name in errors. Raises ConfigError with one line for each model
+    that cannot be loaded.
+    """
+    lines = [f"{path} is right. It runs:", ""]
+    lines += [f"  {name:<9}{value}" for name, value in _globals(config)]
+    wrong = []
+    for p, pool in enumerate(config.pools):
+        lines += ["", f"  {_pool_title(pool)}"]
+        for m, model in enumerate(pool.models):
+            try:
+                lines += [f"    {line}" for line in _try_model(model)]
+            except ConfigError as error:
+                wrong.append(f"{path}: pools[{p}].models[{m}]: {error}")
+        lines += [f"    {line}" for line in _instances(pool)]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return "\n".join(lines) + "\n"
+
+
+def _globals(config: Config) -> Iterator[tuple[str, str]]:
+    limits, tracing = config.limits, config.tracing
+    yield "ext_proc", config.listen
+    yield "admin", config.admin or "off"
+    yield "log", config.log.kind
+    yield "tracing", f"{tracing.otlp_endpoint}, {tracing.sample_ratio:.0%}" if tracing else "off"
+    yield "limits", f"bodies {limits.max_body_bytes:,} bytes, picks {limits.pick_timeout_ms} ms"
+
+
+def _pool_title(pool: Pool) -> str:
+    return (
+        f"pool {pool.name}: {_count(pool.models, 'model')}, {_count(pool.instances, 'instance')},"
+        f" blocks of {pool.block_size} tokens"
+    )
+
+
+def _count(things: Sized, word: str) -> str:
+    return f"{len(things)} {word}" if len(things) == 1 else f"{len(things)} {word}s"
+
+
+def _try_model(model: Model) -> Iterator[str]:
+    served = ServedModel.load(model.name, model.tokenizer, model.chat_template)
+    yield " = ".join((f"model {model.name}", *model.aliases))
+    yield f"  tokenizer {model.tokenizer}"
+    if model.chat_template is not None:
+        yield f"  chat template {model.chat_template}"
+    try:
+        (ids,) = served.token_ids(_TRIAL)
+    except Unroutable as error:
+        yield f"  chats are routed by load: {error}"
+    else:
+        yield f'  a chat that says "Hello" is {len(ids) // TOKEN_BYTES} tokens'
+
+
+def _instances(pool: Pool) -> Iterator[str]:
+    for instance in pool.instances:
+        named = f"{instance.name} at {instance.endpoint}" if instance.name else instance.endpoint
+        blocks = pool.capacity_of(instance)
+        yield f"instance {named}: {f'{blocks:,} blocks' if blocks else 'capacity not configured'}"
