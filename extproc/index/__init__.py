@@ -1,1 +1,34 @@
+"""The prefix index: which instance holds how much of a prompt. Pure: no I/O, no clock, no chance.
 
+Facts go in (`PrefixIndex.apply`), cached blocks per instance come out (`PrefixIndex.match`).
+"""
+
+from extproc.index.facts import (
+    Capacity,
+    Cleared,
+    Dropped,
+    Expired,
+    Fact,
+    Held,
+    Joined,
+    Left,
+    Source,
+    Tier,
+)
+from extproc.index.prefix import Depths, IndexStats, PrefixIndex
+
+__all__ = [
+    "Capacity",
+    "Cleared",
+    "Depths",
+    "Dropped",
+    "Expired",
+    "Fact",
+    "Held",
+    "IndexStats",
+    "Joined",
+    "Left",
+    "PrefixIndex",
+    "Source",
+    "Tier",
+]

@@ -1,0 +1,135 @@
+"""The index as its definition says it, with sets and lists: slow, and plain to see as right.
+
+Per instance: which blocks it holds in which tier, which of them are confirmed, and for every block
+the number of the last fact that touched it. The least recently touched goes first, and of those
+that one fact touched the deepest.
+"""
+
+from dataclasses import dataclass, field
+
+import xxhash
+
+from extproc.index import (
+    Capacity,
+    Cleared,
+    Dropped,
+    Expired,
+    Fact,
+    Held,
+    Joined,
+    Left,
+    Source,
+    Tier,
+)
+
+
+@dataclass
+class Instance:
+    block_size: int
+    held: dict[Tier, set[int]] = field(default_factory=lambda: {tier: set() for tier in Tier})
+    sure: dict[Tier, set[int]] = field(default_factory=lambda: {tier: set() for tier in Tier})
+    limit: dict[Tier, int | None] = field(default_factory=lambda: dict.fromkeys(Tier))
+    touched: dict[int, int] = field(default_factory=dict)
+
+
+def unpack(keys: bytes) -> list[int]:
+    return [int.from_bytes(keys[b : b + 8], "little") for b in range(0, len(keys), 8)]
+
+
+class Model:
+    def __init__(self) -> None:
+        self.instances: dict[str, Instance] = {}
+        self.parents: dict[int, int] = {}
+        self.now = 0
+        self.refused = 0
+
+    def chain(self, key: int) -> list[int]:
+        """From the root to this block."""
+        chain = []
+        while key:
+            chain.append(key)
+            key = self.parents[key]
+        return chain[::-1]
+
+    def match(self, query: bytes) -> dict[str, tuple[int, int]]:
+        found = {}
+        for name, instance in self.instances.items():
+            gpu, everywhere = instance.held[Tier.GPU], set().union(*instance.held.values())
+            blocks = unpack(query)
+            depths = tuple(
+                next((n for n, key in enumerate(blocks) if key not in has), len(blocks))
+                for has in (gpu, everywhere)
+            )
+            if depths[1]:
+                found[name] = (depths[0], depths[1])
+        return found
+
+    def apply(self, fact: Fact) -> None:
+        self.now += 1
+        if isinstance(fact, Joined):
+            self.instances[fact.instance] = Instance(fact.block_size)
+            return
+        instance = self.instances.get(fact.instance)
+        if instance is None:
+            self.refused += 1
+            return
+        match fact:
+            case Held():
+                self.hold(instance, fact)
+            case Dropped():
+                for key in unpack(fact.keys):
+                    self.remove(instance, fact.tier, key)
+            case Expired():
+                for key in unpack(fact.keys):
+                    for tier in Tier:
+                        if key not in instance.sure[tier]:
+                            self.remove(instance, tier, key)
+            case Capacity():
+                instance.limit[fact.tier] = fact.blocks
+                self.evict(instance, fact.tier)
+            case Cleared():
+                for tier in Tier:
+                    for key in list(instance.held[tier]):
+                        self.remove(instance, tier, key)
+            case Left():
+                del self.instances[fact.instance]
+
+    def hold(self, instance: Instance, fact: Held) -> None:
+        everything = set().union(*(h for i in self.instances.values() for h in i.held.values()))
+        if fact.parent and fact.parent not in everything:
+            self.refused += 1
+            return
+        keys = unpack(fact.keys)
+        for parent, key in zip([fact.parent, *keys], keys, strict=False):
+            self.parents[key] = parent
+        instance.held[fact.tier].update(keys)
+        if fact.source in (Source.PICK, Source.ANSWER):
+            instance.held[fact.tier].update(self.chain(fact.parent))
+        else:
+            instance.sure[fact.tier].update(keys)
+        for key in self.chain(keys[-1] if keys else fact.parent):
+            if any(key in held for held in instance.held.values()):
+                instance.touched[key] = self.now
+        self.evict(instance, fact.tier)
+
+    def remove(self, instance: Instance, tier: Tier, key: int) -> None:
+        instance.held[tier].discard(key)
+        instance.sure[tier].discard(key)
+
+    def evict(self, instance: Instance, tier: Tier) -> None:
+        held = instance.held[tier]
+        limit = instance.limit[tier]
+        while limit is not None and len(held) > limit:
+            oldest = min(held, key=lambda key: (instance.touched[key], -len(self.chain(key))))
+            self.remove(instance, tier, oldest)
+
+    @property
+    def digest(self) -> int:
+        total = 0
+        for name, instance in self.instances.items():
+            limits = [instance.limit[tier] for tier in Tier]
+            total += xxhash.xxh3_64_intdigest(f"{instance.block_size} {limits} {name}".encode())
+            for plane, blocks in enumerate([*instance.held.values(), *instance.sure.values()]):
+                weight = xxhash.xxh3_64_intdigest(f"{plane} {name}".encode())
+                total += weight * sum(blocks)
+        return total & (2**64 - 1)

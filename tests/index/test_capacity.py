@@ -1,0 +1,86 @@
+"""An instance keeps at most its capacity; what goes first is the same everywhere."""
+
+from extproc.index import Capacity, Dropped, Source, Tier
+from extproc.terms import PackedKeys
+from tests.index.chains import A, B, depths, held, index_of, keys
+
+
+def test_under_pressure_the_tail_goes_and_the_head_stays() -> None:
+    index = index_of(A, capacity=4)
+    index.apply(held(A, "abcdefgh"))
+    assert depths(index, "abcdefgh") == {"a": 4}
+
+
+def test_what_was_touched_longest_ago_goes_first() -> None:
+    index = index_of(A, capacity=6)
+    index.apply(held(A, "abc"))
+    index.apply(held(A, "xyz"))
+    index.apply(held(A, "abc", after=3))  # nothing new: a touch
+    index.apply(held(A, "q"))
+    assert [depths(index, p) for p in ("abc", "xyz", "q")] == [{"a": 3}, {"a": 2}, {"a": 1}]
+
+
+def test_a_shared_head_outlives_its_branches() -> None:
+    index = index_of(A, capacity=6)
+    index.apply(held(A, "sysAA"))
+    index.apply(held(A, "sysBB"))
+    assert depths(index, "sysAA") == {"a": 4}
+    index.apply(held(A, "sysCCC"))
+    assert depths(index, "sysCCC") == {"a": 6}
+    assert depths(index, "sysBB") == {"a": 3}
+
+
+def test_a_touch_that_ends_inside_a_conversation_does_not_save_its_tail() -> None:
+    index = index_of(A, capacity=6)
+    index.apply(held(A, "abcd"))
+    index.apply(held(A, "xy"))
+    index.apply(held(A, "ab"))
+    index.apply(held(A, "q"))
+    assert depths(index, "abcd") == {"a": 3}, "d is older than xy"
+    index.apply(held(A, "qrs"))
+    assert depths(index, "abcd") == {"a": 2}
+    assert depths(index, "xy") == {"a": 1}
+
+
+def test_each_instance_has_a_capacity_and_an_order_of_its_own() -> None:
+    index = index_of(A, B, capacity=2)
+    index.apply(Capacity(B, Tier.GPU, 9))
+    index.apply(held(A, "abc"))
+    index.apply(held(B, "abc"))
+    assert depths(index, "abc") == {"a": 2, "b": 3}
+
+
+def test_each_tier_has_a_capacity_of_its_own() -> None:
+    index = index_of(A, capacity=2)
+    index.apply(held(A, "abc", tier=Tier.CPU, source=Source.EVENT))
+    assert index.held_blocks(A) == 3
+    index.apply(Capacity(A, Tier.CPU, 1))
+    assert index.held_blocks(A) == 1
+
+
+def test_a_smaller_capacity_counts_at_once_and_zero_keeps_nothing() -> None:
+    index = index_of(A)
+    index.apply(held(A, "abcdef"))
+    index.apply(Capacity(A, Tier.GPU, 2))
+    assert depths(index, "abcdef") == {"a": 2}
+    index.apply(Capacity(A, Tier.GPU, 0))
+    assert (index.held_blocks(A), index.stats().blocks) == (0, 0)
+    assert index.stats().evicted == 6
+
+
+def test_room_that_a_removal_made_is_used() -> None:
+    index = index_of(A, capacity=4)
+    index.apply(held(A, "abcd"))
+    gone = PackedKeys(keys("abcd")[3].to_bytes(8, "little"))
+    index.apply(Dropped(A, Tier.GPU, gone, Source.EVENT))
+    index.apply(held(A, "x"))
+    assert [depths(index, p) for p in ("abcd", "x")] == [{"a": 3}, {"a": 1}]
+
+
+def test_the_queue_of_touches_does_not_grow_with_the_history() -> None:
+    index = index_of(A, capacity=50)
+    index.apply(held(A, "abcdef"))
+    for _ in range(5000):
+        index.apply(held(A, "abcdef"))
+    (instance,) = index._instances.values()
+    assert len(instance.queues[Tier.GPU]) <= 65

@@ -1,0 +1,143 @@
+"""Long random histories: the tree and the model that is plain to see as right must never differ."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from extproc.index import (
+    Capacity,
+    Cleared,
+    Dropped,
+    Expired,
+    Fact,
+    Joined,
+    Left,
+    PrefixIndex,
+    Source,
+    Tier,
+)
+from extproc.terms import InstanceId, PackedKeys
+from tests.index.chains import held, keys, packed
+from tests.index.model import Model
+
+instances = st.sampled_from([InstanceId(name) for name in "abcd"])
+tiers = st.sampled_from([Tier.GPU, Tier.GPU, Tier.CPU])
+sources = st.sampled_from(Source)
+letters = st.text("xyz", min_size=1, max_size=6)
+
+
+class Histories(RuleBasedStateMachine):
+    prompts = Bundle("prompts")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index, self.model = PrefixIndex(), Model()
+        self.log: list[Fact] = []
+        self.asked: set[str] = set()
+
+    def tell(self, fact: Fact) -> None:
+        self.log.append(fact)
+        self.index.apply(fact)
+        self.model.apply(fact)
+
+    @rule(target=prompts, prompt=letters)
+    def first_turn(self, prompt: str) -> str:
+        self.asked.add(prompt)
+        return prompt
+
+    @rule(target=prompts, prompt=prompts, turn=letters)
+    def next_turn(self, prompt: str, turn: str) -> str:
+        self.asked.add(prompt + turn)
+        return prompt + turn
+
+    @initialize(limits=st.lists(st.none() | st.integers(2, 12), min_size=3, max_size=3))
+    def join_all(self, limits: list[int | None]) -> None:
+        for name, limit in zip("abc", limits, strict=True):
+            self.tell(Joined(InstanceId(name), 16))
+            if limit is not None:
+                self.tell(Capacity(InstanceId(name), Tier.GPU, limit))
+
+    @rule(instance=instances, prompt=prompts)
+    def pick(self, instance: InstanceId, prompt: str) -> None:
+        self.tell(held(instance, prompt, self.known(instance, prompt)))
+
+    @rule(instance=instances, prompt=prompts)
+    def pick_written_in_full(self, instance: InstanceId, prompt: str) -> None:
+        self.tell(held(instance, prompt))
+
+    @rule(instance=instances, prompt=prompts, after=st.integers(0, 12), tier=tiers, source=sources)
+    def hold(
+        self, instance: InstanceId, prompt: str, after: int, tier: Tier, source: Source
+    ) -> None:
+        self.tell(held(instance, prompt, min(after, len(prompt)), tier, source))
+
+    @rule(instance=instances, prompt=prompts, tier=tiers, data=st.data())
+    def drop(self, instance: InstanceId, prompt: str, tier: Tier, data: st.DataObject) -> None:
+        self.tell(Dropped(instance, tier, self.some(prompt, data), Source.EVENT))
+
+    @rule(instance=instances, prompt=prompts, data=st.data())
+    def expire(self, instance: InstanceId, prompt: str, data: st.DataObject) -> None:
+        self.tell(Expired(instance, self.some(prompt, data)))
+
+    @rule(
+        instance=instances,
+        what=st.sampled_from([Cleared, Left, Joined, Capacity]),
+        tier=tiers,
+        limit=st.integers(0, 12),
+    )
+    def change(self, instance: InstanceId, what: type[Fact], tier: Tier, limit: int) -> None:
+        if what is Cleared:
+            self.tell(Cleared(instance, Source.EVENT))
+        elif what is Left:
+            self.tell(Left(instance))
+        elif what is Joined:
+            self.tell(Joined(instance, 16))
+        else:
+            self.tell(Capacity(instance, tier, limit))
+
+    def known(self, instance: InstanceId, prompt: str) -> int:
+        found = self.index.match(packed(prompt)).get(instance)
+        return found.gpu if found else 0
+
+    @staticmethod
+    def some(prompt: str, data: st.DataObject) -> PackedKeys:
+        chosen = data.draw(st.lists(st.sampled_from(keys(prompt)), max_size=4))
+        return PackedKeys(b"".join(key.to_bytes(8, "little") for key in chosen))
+
+    @invariant()
+    def same_match(self) -> None:
+        for prompt in self.asked:
+            assert self.index.match(packed(prompt)) == self.model.match(packed(prompt)), prompt
+
+    @invariant()
+    def same_counts_within_capacity(self) -> None:
+        for name, instance in self.model.instances.items():
+            count = sum(len(held) for held in instance.held.values())
+            assert self.index.held_blocks(InstanceId(name)) == count
+        assert sum(self.index.stats().refused.values()) == self.model.refused
+
+    @invariant()
+    def same_digest(self) -> None:
+        assert self.index.digest == self.model.digest
+
+    @invariant()
+    def nothing_is_kept_that_nobody_needs(self) -> None:
+        needed = {
+            block
+            for instance in self.model.instances.values()
+            for blocks in instance.held.values()
+            for key in blocks
+            for block in self.model.chain(key)
+        }
+        assert self.index.stats().blocks == len(needed)
+
+    def teardown(self) -> None:
+        again = PrefixIndex()
+        for fact in self.log:
+            again.apply(fact)
+        assert again.digest == self.index.digest
+        assert again.stats() == self.index.stats()
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
