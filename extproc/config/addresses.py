@@ -44,6 +44,11 @@ def join_endpoint(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def parse_peer(address: str) -> str:
+    """An address to connect to: an endpoint, or `unix:/path`."""
+    return parse_listen(address) if address.startswith(UNIX_PREFIX) else parse_endpoint(address)
+
+
 def _cut_port(endpoint: str) -> tuple[str, str]:
     if endpoint.startswith("["):
         host, bracket, rest = endpoint[1:].partition("]")
@@ -64,9 +69,8 @@ def _checked_ip(endpoint: str, host: str, version: int) -> str:
     except ValueError:
         address = None
     if address is None or address.version != version or "%" in host:
-        kind = "an IPv6" if version == 6 else "an ip"
+        where = "between the brackets" if version == 6 else "before the port"
         raise ValueError(
-            f'"{host}" in "{endpoint}" is not {kind} address; names are not looked up:'
-            " write the address that the proxy uses too"
+            f'"{endpoint}" has no IPv{version} address {where}; host names are not looked up'
         )
     return str(address)

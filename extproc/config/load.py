@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from extproc.config.checks import check
 from extproc.config.model import Config
-from extproc.config.source import FieldPath, Finding, Source, read_yaml, spell_field
+from extproc.config.source import UNREADABLE, FieldPath, Finding, Source, read_yaml, spell_field
 from extproc.errors import ConfigError
 
 
@@ -50,8 +50,12 @@ def _typed(source: Source, folder: Path) -> tuple[Config | None, list[Finding]]:
 
 
 def _is_echo(error: ErrorDetails) -> bool:
-    """Whether pydantic calls a list too short only because it left out the items with findings."""
-    return error["type"] == "too_short" and bool(error["input"])
+    """Whether the error only follows from another finding.
+
+    pydantic calls a list too short when it left out the items that are wrong.
+    """
+    value = error["input"]
+    return value is UNREADABLE or (error["type"] == "too_short" and bool(value))
 
 
 def _report(path: Path, source: Source, findings: list[Finding]) -> str:
@@ -85,9 +89,11 @@ def _words(error: ErrorDetails, field: FieldPath) -> str:
     """The finding in the operator's words; pydantic's own where there are none here."""
     context = error.get("ctx", {})
     found = _shown(error["input"])
+    if error["type"] == "missing":
+        return "is missing"
+    if error["input"] is None:
+        return "has no value; write one, or leave the key out"
     match error["type"]:
-        case "missing":
-            return "is missing"
         case "extra_forbidden":
             return _unknown_key(field)
         case "value_error":
@@ -105,11 +111,13 @@ def _words(error: ErrorDetails, field: FieldPath) -> str:
         case "is_instance_of" | "path_type":
             return f"must be a path, not {found}"
         case "greater_than_equal":
-            return f"must be at least {context['ge']}, not {found}"
+            return f"must be at least {_bound(context['ge'])}, not {found}"
         case "greater_than":
-            return f"must be more than {context['gt']}, not {found}"
+            return f"must be more than {_bound(context['gt'])}, not {found}"
         case "less_than_equal":
-            return f"must be at most {context['le']}, not {found}"
+            return f"must be at most {_bound(context['le'])}, not {found}"
+        case "finite_number":
+            return f"must be a finite number, not {found}"
         case "too_short" | "string_too_short":
             return "must not be empty"
         case "literal_error":
@@ -119,10 +127,12 @@ def _words(error: ErrorDetails, field: FieldPath) -> str:
             return f"{error['msg']}, not {found}"
 
 
+def _bound(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}"
+
+
 def _shown(value: object) -> str:
     match value:
-        case None:
-            return "nothing"
         case bool():
             return "true" if value else "false"
         case str():

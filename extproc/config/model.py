@@ -14,7 +14,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from extproc.config.addresses import parse_endpoint, parse_listen
+from extproc.config.addresses import parse_endpoint, parse_listen, parse_peer
 from extproc.terms import Endpoint, InstanceId
 
 MIB = 1024 * 1024
@@ -24,7 +24,11 @@ class Section(BaseModel):
     """A mapping of the file: immutable, no unknown keys, no silent conversions of types."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -54,8 +58,13 @@ Name: TypeAlias = Annotated[str, AfterValidator(_checked_name)]
 ModelName: TypeAlias = Annotated[str, Field(min_length=1)]
 EndpointAddress: TypeAlias = Annotated[Endpoint, AfterValidator(parse_endpoint)]
 ListenAddress: TypeAlias = Annotated[str, AfterValidator(parse_listen)]
+PeerAddress: TypeAlias = Annotated[str, AfterValidator(parse_peer)]
 FilePath: TypeAlias = Annotated[Path, BeforeValidator(_relative_to_file)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
+ByteCount: TypeAlias = Annotated[int, Field(ge=1, le=1024 * MIB)]
+"""gRPC and Envoy count sizes in 32 bits."""
+Seconds: TypeAlias = Annotated[int, Field(ge=1, le=86_400)]
+Milliseconds: TypeAlias = Annotated[int, Field(ge=1, le=600_000)]
 
 
 class Model(Section):
@@ -144,37 +153,37 @@ class Tracing(Section):
 class Limits(Section):
     """What Homing does not go beyond; what is over a limit is routed by load, never refused."""
 
-    max_body_bytes: Count = 32 * MIB
+    max_body_bytes: ByteCount = 32 * MIB
     """Largest request body that is read."""
 
-    pick_timeout_ms: Count = 150
+    pick_timeout_ms: Milliseconds = 150
     """Longest time that a pick may take before the request is routed by load."""
 
 
 class EnvoyOptions(Section):
     """What `homing envoy-config` writes; `homing serve` reads none of it."""
 
-    listen: EndpointAddress = Endpoint("127.0.0.1:10000")
+    listen: ListenAddress = "127.0.0.1:10000"
     """Where Envoy accepts the clients' requests."""
 
-    admin: EndpointAddress | None = None
+    admin: ListenAddress | None = None
     """Envoy's admin port; none if not given."""
 
-    pickers: tuple[ListenAddress, ...] = ()
+    pickers: tuple[PeerAddress, ...] = ()
     """Where Envoy reaches Homing, an entry a process; `listen` if empty."""
 
     request_body_mode: Literal["BUFFERED", "FULL_DUPLEX_STREAMED"] = "BUFFERED"
     """How Envoy sends request bodies. With `BUFFERED` a crash of Homing loses no request;
     `FULL_DUPLEX_STREAMED` has no limit of size, and loses those whose body was under way."""
 
-    buffer_limit_bytes: Count = 40 * MIB
+    buffer_limit_bytes: ByteCount = 40 * MIB
     """Largest body that Envoy buffers; above it the client gets a 413 (`BUFFERED` only)."""
 
-    message_timeout_ms: Count = 1000
+    message_timeout_ms: Milliseconds = 1000
     """Longest wait for an answer of Homing before Envoy goes on without it; longer than
     `limits.pick_timeout_ms`."""
 
-    idle_timeout_s: Count = 600
+    idle_timeout_s: Seconds = 600
     """Longest silence of an engine, or of a client, before Envoy ends a request. There is no limit
     to how long an answer takes while it goes on."""
 

@@ -20,6 +20,10 @@ def spell_field(field: FieldPath) -> str:
     return "".join(parts).lstrip(".")
 
 
+UNREADABLE = object()
+"""Stands in the data for what has a finding already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong. field: empty where the file itself is."""
@@ -58,25 +62,27 @@ def read_yaml(text: str) -> Source:
     parser = YAML(typ="safe", pure=True)
     try:
         root = parser.compose(text)
+        if root is not None:
+            source.data = _Builder(source, parser.constructor).build(root, ())
     except MarkedYAMLError as error:
         source.findings.append(_syntax_finding(error))
-        return source
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         what = f"character U+{error.character:04X} is not allowed in YAML"
         source.findings.append(Finding((), what, line))
-        return source
-    if root is not None:
-        source.data = _Builder(source, parser.constructor).build(root, ())
+    except RecursionError:
+        source.findings.append(Finding((), "nested too deeply", 1))
     return source
 
 
 def _syntax_finding(error: MarkedYAMLError) -> Finding:
-    mark = error.problem_mark or error.context_mark
-    what = error.problem or error.context or "not YAML"
+    problem, around = error.problem_mark, error.context_mark
+    what = error.problem or "not YAML"
     if r"'\t'" in what:
         what = "a tab where spaces must be; YAML is indented with spaces only"
-    return Finding((), what, mark.line + 1 if mark else 1)
+    elif around:
+        what = f"{error.context} (from line {around.line + 1}): {what}"
+    return Finding((), what, problem.line + 1 if problem else 1)
 
 
 @dataclass(slots=True)
@@ -91,7 +97,7 @@ class _Builder:
             return self._scalar(node, path)
         if id(node) in self.open_nodes:
             self._found(path, "an alias to something around it", node)
-            return None
+            return UNREADABLE
         self.open_nodes.add(id(node))
         try:
             if isinstance(node, MappingNode):
@@ -124,7 +130,7 @@ class _Builder:
             return self.scalars.construct_object(node)
         except (ConstructorError, ValueError):
             self._found(path, f"cannot be read as {node.tag}", node)
-            return None
+            return UNREADABLE
 
     def _found(self, path: FieldPath, what: str, node: Node) -> None:
         self.source.findings.append(Finding(path, what, node.start_mark.line + 1))
