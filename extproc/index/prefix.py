@@ -83,6 +83,10 @@ class PrefixIndex:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, instances and counters included."""
         self._tree = Tree()
         self._instances: dict[InstanceId, _Instance] = {}
         self._slots: list[_Instance | None] = []

@@ -4,44 +4,48 @@ from collections import deque
 from collections.abc import Sequence
 
 from extproc.index import Fact
-from extproc.log.interface import Follower, LogClosedError, Record
+from extproc.log.interface import Apply, LogClosedError, Reload
 
 
 class MemoryLog:
-    """A `FactLog` that keeps nothing: its followers are its memory, so they follow before it grows.
+    """A `FactLog` that keeps nothing: a pool's subscribers are its memory, so they come first.
 
-    A fact that is appended while another is being folded waits its turn: followers see records in
-    order, each once, also when several writers interleave.
+    A fact that is appended while another is being folded waits its turn: subscribers see the facts
+    in order, each once, also when one of them appends.
     """
 
     def __init__(self) -> None:
-        self._followers: list[Follower] = []
-        self._revision = 0
+        self._subscribers: dict[str, list[Apply]] = {}
+        self._folded: dict[str, int] = {}
+        self._waiting: deque[tuple[str, int, tuple[Fact, ...]]] = deque()
         self._written = 0
-        self._waiting: deque[Record] = deque()
         self._folding = False
         self._closed = False
 
-    @property
-    def revision(self) -> int:
-        """Place of the last record that was folded."""
-        return self._revision
+    def revision(self, pool: str) -> int:
+        """Place of the pool's last fact that was folded; revision and ticket are the same here."""
+        return self._folded.get(pool, 0)
 
-    def append(self, facts: Sequence[Fact]) -> int:
-        """Fold the facts at once. O(followers × facts). Raises LogClosedError after `close`."""
+    def settled(self, pool: str) -> int:
+        """The latest ticket that was folded."""
+        return self._folded.get(pool, 0)
+
+    def subscribe(self, pool: str, apply: Apply, reload: Reload | None = None) -> None:
+        """Give `apply` the pool's facts. Raises ValueError if it missed some already."""
+        if pool in self._folded:
+            raise ValueError("the memory log keeps no facts: subscribe before the first append")
+        self._subscribers.setdefault(pool, []).append(apply)
+
+    def append(self, pool: str, facts: Sequence[Fact]) -> int:
+        """Fold the facts at once. O(subscribers × facts). Raises LogClosedError after `close`."""
         if self._closed:
             raise LogClosedError("the fact log is closed")
         self._written += 1
-        self._waiting.append(Record(self._written, self._written, tuple(facts)))
+        ticket = self._written
+        self._waiting.append((pool, ticket, tuple(facts)))
         if not self._folding:
             self._fold()
-        return self._written
-
-    def follow(self, follower: Follower) -> None:
-        """Give this follower every record. Raises ValueError once there are records it missed."""
-        if self._written:
-            raise ValueError("the memory log keeps no records: follow it before the first append")
-        self._followers.append(follower)
+        return ticket
 
     async def open(self) -> None:
         """Nothing to load."""
@@ -54,9 +58,10 @@ class MemoryLog:
         self._folding = True
         try:
             while self._waiting:
-                record = self._waiting.popleft()
-                self._revision = record.revision
-                for follower in self._followers:
-                    follower.fold(record)
+                pool, revision, facts = self._waiting.popleft()
+                self._folded[pool] = revision
+                for apply in self._subscribers.get(pool, ()):
+                    for fact in facts:
+                        apply(revision, fact)
         finally:
             self._folding = False

@@ -224,3 +224,10 @@ def test_joining_again_empties_the_instance() -> None:
     index.apply(held(A, "abc"))
     index.apply(Joined(A, 32))
     assert (depths(index, "abc"), index.held_blocks(A)) == ({}, 0)
+
+
+def test_a_reset_index_is_a_new_one() -> None:
+    index = index_of(A, capacity=2)
+    index.apply(held(A, "abc"))
+    index.reset()
+    assert (index.digest, index.stats()) == (PrefixIndex().digest, PrefixIndex().stats())

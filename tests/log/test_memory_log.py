@@ -2,86 +2,71 @@
 
 import pytest
 
-from extproc.index import Cleared, Fact, Joined, Left, PrefixIndex, Source
-from extproc.log import FactLog, LogClosedError, MemoryLog, Record
-from extproc.terms import InstanceId
+from extproc.index import Fact, Joined, Left, PrefixIndex
+from extproc.log import FactLog, LogClosedError, MemoryLog
 from tests.index.chains import A, B, depths, held
 
 
 class Notes:
-    """A follower that writes down what it is given, and may answer with facts of its own."""
+    """A subscriber that writes down what it is given, and may answer with facts of its own."""
 
     def __init__(self, log: FactLog, answer: tuple[Fact, ...] = ()) -> None:
-        self.records: list[Record] = []
+        self.facts: list[tuple[int, Fact]] = []
         self.log, self.answer = log, answer
 
-    def fold(self, record: Record) -> None:
-        self.records.append(record)
+    def apply(self, revision: int, fact: Fact) -> None:
+        self.facts.append((revision, fact))
         if self.answer:
             answer, self.answer = self.answer, ()
-            self.log.append(answer)
-
-    def reload(self) -> None:
-        self.records.clear()
-
-
-class Index:
-    def __init__(self) -> None:
-        self.index = PrefixIndex()
-
-    def fold(self, record: Record) -> None:
-        for fact in record.facts:
-            self.index.apply(fact)
-
-    def reload(self) -> None:
-        self.index = PrefixIndex()
+            self.log.append("p", answer)
 
 
 def test_what_is_appended_is_in_the_index_before_append_returns() -> None:
-    log, follower = MemoryLog(), Index()
-    log.follow(follower)
-    log.append([Joined(A, 16), held(A, "xyz")])
-    assert depths(follower.index, "xyz") == {"a": 3}
+    log, index = MemoryLog(), PrefixIndex()
+    log.subscribe("p", lambda _, fact: index.apply(fact))
+    log.append("p", [Joined(A, 16), held(A, "xyz")])
+    assert depths(index, "xyz") == {"a": 3}
 
 
-def test_records_keep_their_facts_together_and_count_up() -> None:
+def test_pools_do_not_see_each_others_facts() -> None:
+    log = MemoryLog()
+    here, there = Notes(log), Notes(log)
+    log.subscribe("p", here.apply)
+    log.subscribe("q", there.apply)
+    log.append("q", [Joined(A, 16)])
+    log.append("p", [Left(A)])
+    assert [fact for _, fact in here.facts] == [Left(A)]
+    assert [fact for _, fact in there.facts] == [Joined(A, 16)]
+
+
+def test_facts_appended_together_share_a_revision_and_revisions_rise() -> None:
     log: FactLog = MemoryLog()
     notes = Notes(log)
-    log.follow(notes)
-    assert log.revision == 0
-    tickets = [log.append([Joined(A, 16), Joined(B, 16)]), log.append([Left(A)])]
-    assert notes.records == [
-        Record(1, tickets[0], (Joined(A, 16), Joined(B, 16))),
-        Record(2, tickets[1], (Left(A),)),
-    ]
-    assert log.revision == 2
+    log.subscribe("p", notes.apply)
+    assert (log.revision("p"), log.settled("p")) == (0, 0)
+    first = log.append("p", [Joined(A, 16), Joined(B, 16)])
+    second = log.append("p", [Left(A)])
+    assert 0 < first < second == log.settled("p")
+    revisions = [revision for revision, _ in notes.facts]
+    assert revisions[0] == revisions[1] < revisions[2] == log.revision("p")
+    assert [fact for _, fact in notes.facts] == [Joined(A, 16), Joined(B, 16), Left(A)]
 
 
-def test_facts_appended_while_one_is_folded_come_after_it_for_every_follower() -> None:
+def test_facts_appended_while_one_is_folded_come_after_it_for_every_subscriber() -> None:
     log = MemoryLog()
     first, second = Notes(log, answer=(Left(A),)), Notes(log)
-    log.follow(first)
-    log.follow(second)
-    log.append([Joined(A, 16)])
-    for notes in (first, second):
-        assert [r.facts for r in notes.records] == [(Joined(A, 16),), (Left(A),)]
+    log.subscribe("p", first.apply)
+    log.subscribe("p", second.apply)
+    log.append("p", [Joined(A, 16)])
+    assert first.facts == second.facts
+    assert [fact for _, fact in first.facts] == [Joined(A, 16), Left(A)]
 
 
-def test_a_writer_may_change_its_list_after_append() -> None:
+def test_a_subscriber_that_would_miss_facts_is_refused() -> None:
     log = MemoryLog()
-    notes = Notes(log)
-    log.follow(notes)
-    facts: list[Fact] = [Cleared(InstanceId("a"), Source.EVENT)]
-    log.append(facts)
-    facts.clear()
-    assert len(notes.records[0].facts) == 1
-
-
-def test_a_follower_that_would_miss_records_is_refused() -> None:
-    log = MemoryLog()
-    log.append([Joined(A, 16)])
+    log.append("p", [Joined(A, 16)])
     with pytest.raises(ValueError, match="before the first append"):
-        log.follow(Notes(log))
+        log.subscribe("p", Notes(log).apply)
 
 
 async def test_a_closed_log_refuses_facts() -> None:
@@ -90,4 +75,4 @@ async def test_a_closed_log_refuses_facts() -> None:
     await log.close()
     await log.close()
     with pytest.raises(LogClosedError):
-        log.append([Joined(A, 16)])
+        log.append("p", [Joined(A, 16)])
