@@ -57,9 +57,7 @@ class Pool:
         for entry in listed.instances:
             if entry.id not in known:
                 facts.append(Joined(entry.id, listed.block_size))
-            blocks = listed.capacity_of(entry)
-            if blocks is not None:
-                facts.append(Capacity(entry.id, Tier.GPU, blocks))
+            facts.append(Capacity(entry.id, Tier.GPU, listed.capacity_of(entry)))
         self.append(facts)
         self.config = listed
         self.instances = tuple(wanted.values())
