@@ -72,5 +72,4 @@ def _try_model(model: Model) -> Iterator[str]:
 def _instances(pool: Pool) -> Iterator[str]:
     for instance in pool.instances:
         named = f"{instance.name} at {instance.endpoint}" if instance.name else instance.endpoint
-        blocks = pool.capacity_of(instance)
-        yield f"instance {named}: {f'{blocks:,} blocks' if blocks else 'capacity not configured'}"
+        yield f"instance {named}: {pool.capacity_of(instance):,} blocks"

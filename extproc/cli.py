@@ -19,8 +19,9 @@ ConfigFile = Annotated[Path, Parameter(name=("--config", "-c"))]
 app = App(
     name="homing",
     help="""Sends each turn of an LLM conversation home: to the engine instance whose KV cache
-    holds its prefix. An Envoy external processor (ext_proc).""",
-    help_epilogue="Start with `homing demo`; then write homing.yaml, and `homing check` it.",
+    holds its prefix. An Envoy external processor (ext_proc).
+
+    Begin with `homing demo`; then write a homing.yaml, and `homing check` it.""",
     version=__version__,
     help_format="markdown",
 )
@@ -88,6 +89,13 @@ def config_schema() -> None:
     from extproc.config import Config
 
     print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+app.command(
+    "extproc.demo.engine:engine",
+    name="engine",
+    help="Run one simulated engine: vLLM's API, prefix cache and metrics, no GPU.",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

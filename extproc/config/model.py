@@ -117,15 +117,16 @@ class Pool(Section):
     block_size: Count = 16
     """Tokens a block: the engine's, or a multiple of it, 16 or more for a small index."""
 
-    capacity_blocks: Count | None = None
-    """Blocks that each instance holds, where it does not say; without it what the engine's
-    metrics say."""
+    capacity_blocks: Count = 32_768
+    """Blocks that the KV cache of each instance holds, where it does not say its own. Write the
+    engine's (vLLM: `num_gpu_blocks` of `vllm:cache_config_info` at `/metrics`): beyond it a
+    predicted hit is none."""
 
     prefill_rate: Annotated[float, Field(gt=0)] = 16_000.0
     """Tokens a second that an instance prefills: the first guess."""
 
-    def capacity_of(self, instance: Instance) -> int | None:
-        """Blocks that the instance holds as configured; None where only the engine knows."""
+    def capacity_of(self, instance: Instance) -> int:
+        """Blocks that the instance holds, as configured."""
         return instance.capacity_blocks or self.capacity_blocks
 
 

@@ -66,7 +66,7 @@ def test_a_pool_is_all_that_a_file_needs(folder: Path) -> None:
     assert config.log == MemoryLog(kind="memory")
     assert config.limits == Limits(max_body_bytes=32 * 1024 * 1024, pick_timeout_ms=150)
     (pool,) = config.pools
-    assert (pool.block_size, pool.prefill_rate, pool.capacity_blocks) == (16, 16_000.0, None)
+    assert (pool.block_size, pool.prefill_rate, pool.capacity_blocks) == (16, 16_000.0, 32_768)
     assert pool.models[0].aliases == ()
     assert pool.models[0].chat_template is None
 
@@ -115,7 +115,7 @@ def test_an_instance_has_the_capacity_of_its_pool_unless_it_says_its_own(folder:
     (pool,) = load(folder, FULL).pools
     assert [pool.capacity_of(instance) for instance in pool.instances] == [7000, 5000]
     (pool,) = load(folder, SMALL).pools
-    assert pool.capacity_of(pool.instances[0]) is None
+    assert pool.capacity_of(pool.instances[0]) == 32_768
 
 
 def test_one_endpoint_can_serve_two_pools(folder: Path) -> None:
