@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, unique
+from enum import IntEnum, unique
 from typing import TypeAlias
 
 from extproc.terms import Endpoint
 
 
 @unique
-class BodyMode(Enum):
+class BodyMode(IntEnum):
     """Envoy's `ProcessingMode.BodySendMode`, by its numbers."""
 
     NONE = 0

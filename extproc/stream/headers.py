@@ -1,0 +1,40 @@
+"""Every name on the wire that steers a pick or tells of one: headers, metadata, attributes."""
+
+from typing import Final
+
+DESTINATION: Final = "x-gateway-destination-endpoint"
+"""Request header, and key in `envoy.lb`: the picked endpoints in order of preference, joined by
+"," without spaces."""
+
+SUBSET: Final = "x-gateway-destination-endpoint-subset"
+"""Key in `envoy.lb.subset_hint`: the endpoints that the proxy allows for this request."""
+
+SERVED: Final = "x-gateway-destination-endpoint-served"
+"""Key in `envoy.lb` on the response headers: the endpoint that really answered."""
+
+METADATA_NAMESPACE: Final = "envoy.lb"
+SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
+
+UPSTREAM_ADDRESS: Final = "upstream.address"
+"""Attribute with who answered, for proxies that set no `SERVED` metadata (Envoy is one)."""
+
+REQUEST_METHOD: Final = "request.method"
+REQUEST_PATH: Final = "request.path"
+"""Attributes that stand in for request headers which the proxy does not show."""
+
+CONFORMANCE_SELECTION: Final = "test-epp-endpoint-selection"
+"""Request header by which a conformance suite chooses the endpoints."""
+
+CONFORMANCE_SERVED: Final = "x-conformance-test-served-endpoint"
+"""Response header by which a conformance suite learns who answered."""
+
+OWN_PREFIX: Final = "x-homing-"
+"""Begins every header of our own."""
+
+REASON: Final = "x-homing-reason"
+"""Response header of a 429 or 503: why."""
+
+CONTROL_HEADERS: Final = frozenset(
+    (DESTINATION, SUBSET, SERVED, CONFORMANCE_SELECTION, CONFORMANCE_SERVED)
+)
+"""A client's own are removed from every request, with all that begins with `OWN_PREFIX`."""

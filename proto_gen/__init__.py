@@ -1,0 +1,1 @@
+"""Protobuf messages: our subset of Envoy's ext_proc and our own records. See README.md."""
