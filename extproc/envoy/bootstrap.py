@@ -37,9 +37,10 @@ from extproc.config import Config, EnvoyOptions
 from extproc.config.addresses import UNIX_PREFIX, join_endpoint, split_endpoint
 from extproc.envoy.clusters import engines_cluster, pickers_cluster, socket_address
 from extproc.envoy.filter import ext_proc
-from extproc.envoy.names import CONTROL_HEADERS, CONTROL_PREFIX, ENGINES_CLUSTER
+from extproc.envoy.names import ENGINES_CLUSTER
 from extproc.envoy.text import to_yaml
 from extproc.errors import ConfigError
+from extproc.stream.headers import CONTROL_HEADERS, OWN_PREFIX
 
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 """Only what no engine has seen: plain `reset` would run a generation twice."""
@@ -138,10 +139,10 @@ def _client_header_removal() -> HeaderMutation:
     """A client must steer no request, least of all when the picker is down."""
     return HeaderMutation(
         mutations=[
-            *(Mutation(remove=name) for name in CONTROL_HEADERS),
+            *(Mutation(remove=name) for name in sorted(CONTROL_HEADERS)),
             Mutation(
                 remove_on_match=HeaderMutationRemoveOnMatch(
-                    key_matcher=StringMatcher(prefix=CONTROL_PREFIX)
+                    key_matcher=StringMatcher(prefix=OWN_PREFIX)
                 )
             ),
         ]

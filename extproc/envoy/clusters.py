@@ -46,7 +46,8 @@ from envoy_data_plane.envoy.type.v3 import Percent
 from envoy_data_plane.google.protobuf import Any
 
 from extproc.config.addresses import UNIX_PREFIX, split_endpoint
-from extproc.envoy.names import ENDPOINT_KEY, ENGINES_CLUSTER, METADATA_NAMESPACE, PICKERS_CLUSTER
+from extproc.envoy.names import ENGINES_CLUSTER, PICKERS_CLUSTER
+from extproc.stream.headers import DESTINATION, METADATA_NAMESPACE
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _EXT_PROC_SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -115,10 +116,10 @@ def engines_cluster(endpoints: list[str], buffer_limit_bytes: int) -> Cluster:
                 override_host_sources=[
                     OverrideHostOverrideHostSource(
                         metadata=MetadataKey(
-                            key=METADATA_NAMESPACE, path=[MetadataKeyPathSegment(key=ENDPOINT_KEY)]
+                            key=METADATA_NAMESPACE, path=[MetadataKeyPathSegment(key=DESTINATION)]
                         )
                     ),
-                    OverrideHostOverrideHostSource(header=ENDPOINT_KEY),
+                    OverrideHostOverrideHostSource(header=DESTINATION),
                 ],
                 fallback_policy=_policy("least_request", LeastRequest()),
             ),

@@ -13,7 +13,8 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 )
 
 from extproc.config import EnvoyOptions
-from extproc.envoy.names import METADATA_NAMESPACE, PICKERS_CLUSTER, SUBSET_NAMESPACE
+from extproc.envoy.names import PICKERS_CLUSTER
+from extproc.stream.headers import METADATA_NAMESPACE, SUBSET_NAMESPACE, UPSTREAM_ADDRESS
 
 _MOST_MESSAGE_TIME = timedelta(seconds=10)
 """How far a message may stretch its own time-out."""
@@ -35,7 +36,7 @@ def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
         failure_mode_allow=True,
         processing_mode=_processing_mode(options),
         # Which engine really answered; Envoy tells it in no other way.
-        response_attributes=["upstream.address"],
+        response_attributes=[UPSTREAM_ADDRESS],
         message_timeout=message_timeout,
         max_message_timeout=max(message_timeout, _MOST_MESSAGE_TIME),
         # Homing asks for an answer's body where it wants to watch it.
