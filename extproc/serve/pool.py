@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from extproc import config
+from extproc import config as configuration
 from extproc.index import Capacity, Fact, Joined, Left, PrefixIndex, Tier
 from extproc.log import FactLog
 from extproc.prompt import ServedModel
@@ -28,7 +28,7 @@ class Pool:
     secret: part of every root seed, so that a client cannot compute keys.
     """
 
-    config: config.Pool
+    config: configuration.Pool
     log: FactLog
     index: PrefixIndex
     utilisation: Utilisation
@@ -49,7 +49,7 @@ class Pool:
         if facts:
             self.log.append(self.name, facts)
 
-    def configure(self, listed: config.Pool) -> None:
+    def configure(self, listed: configuration.Pool) -> None:
         """Take over what the configuration lists: new instances join, missing ones leave."""
         wanted = {entry.id: Instance(entry.id, entry.endpoint) for entry in listed.instances}
         known = {instance.id for instance in self.instances}

@@ -50,7 +50,7 @@ class Server:
     async def start(self) -> int:
         """Bind and serve, alive but not ready. Returns the port, 0 for a unix socket."""
         try:
-            port = self._server.add_insecure_port(self._listen)
+            port: int = self._server.add_insecure_port(self._listen)
         except RuntimeError as error:
             raise ConfigError(f"listen: cannot bind {self._listen}: {error}") from None
         await self._say(READINESS, serving=False)
