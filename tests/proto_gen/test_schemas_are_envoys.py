@@ -1,6 +1,7 @@
 """Our subset against Envoy's own descriptors, as `xds-protos` ships them."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from google.protobuf.descriptor import Descriptor
 
 from proto_gen import base_pb2, ext_proc_pb2, http_status_pb2, processing_mode_pb2
 from tests.proto_gen.describe import Described, describe
+from tests.proto_gen.referee import xds_protos
 
 OURS = (base_pb2, ext_proc_pb2, http_status_pb2, processing_mode_pb2)
 
@@ -42,6 +44,7 @@ def envoys() -> Described:
     # In a process of its own: protobuf's pool refuses a second definition of a name.
     done = subprocess.run(
         [sys.executable, "-m", "tests.proto_gen.describe", *ENVOYS, "--", *_names()],
+        env=os.environ | {"PYTHONPATH": str(xds_protos())},
         capture_output=True,
         check=True,
         text=True,

@@ -47,7 +47,9 @@ def test_a_request_without_a_trace_begins_one() -> None:
         passed_on = tracer.pick({}, STAGES, {})
         tracer.shutdown()
         pick = collector.named("homing.pick")
-        assert passed_on["traceparent"] == f"00-{pick.trace_id.hex()}-{pick.span_id.hex()}-01"
+        version, trace, parent, flags = passed_on["traceparent"].split("-")
+        assert (version, trace, parent) == ("00", pick.trace_id.hex(), pick.span_id.hex())
+        assert int(flags, 16) & 1, "not marked as sampled"
 
 
 def test_a_collector_that_is_away_costs_the_pick_nothing_and_the_shutdown_a_bounded_time() -> None:
