@@ -1,5 +1,5 @@
-"""`xds-protos` in a folder of its own: it brings an old copy of OpenTelemetry's messages along, which
-would overwrite the installed ones."""
+"""`xds-protos` in a folder of its own: it brings an old copy of OpenTelemetry's messages along,
+which would overwrite the installed ones."""
 
 import fcntl
 import subprocess
