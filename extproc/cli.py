@@ -92,6 +92,11 @@ def config_schema() -> None:
 
 
 app.command(
+    "extproc.demo.demo:demo",
+    name="demo",
+    help="Show turns coming home: simulated engines, Homing and a real Envoy on this machine.",
+)
+app.command(
     "extproc.demo.engine:engine",
     name="engine",
     help="Run one simulated engine: vLLM's API, prefix cache and metrics, no GPU.",
