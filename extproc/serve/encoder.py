@@ -60,6 +60,8 @@ class Encoder:
         body = request.body
         if body is None:
             raise Unroutable("body_not_seen")
+        if not body:
+            raise Unroutable("no_body")
         if len(body) <= INLINE_BODY_BYTES:
             return self._encode(request.path, body, stages)
         if self._queued >= QUEUE_LIMIT:

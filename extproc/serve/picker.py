@@ -28,6 +28,10 @@ BYTES_PER_TOKEN = 4
 """A guess for the load of a prompt whose tokens are unknown; never used for a price."""
 
 
+EXPECTED_REASONS = frozenset(("other_path", "no_body"))
+"""Nothing is wrong with such a request: counted, not logged."""
+
+
 class Picker:
     """Picks for requests. Never raises: what cannot be understood is placed by load."""
 
@@ -60,7 +64,8 @@ class Picker:
             return self._refuse(Refusal(bad.status, bad.code, str(bad)))
         except Unroutable as unknown:
             reason = unknown.reason
-            self._once.warning(reason, "routed by load: %s", unknown)
+            if reason not in EXPECTED_REASONS:
+                self._once.warning(reason, "routed by load: %s", unknown)
         except Exception as fault:  # fail open: a fault of ours must not cost the client anything
             reason = "internal_error"
             self._metrics.errors.labels("encode").inc()
