@@ -62,7 +62,8 @@ def demo(
     """
     report = Report()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         settings = EngineSettings(tokenizer=tokenizer, decode_ms=DECODE_MS)
         with Stack(engines, engine=settings, progress=report.progress) as stack:
@@ -72,8 +73,11 @@ def demo(
     except KeyboardInterrupt:
         report.progress("stopped: every process has ended")
         return 128 + signal.SIGINT
-    except (HomingError, aiohttp.ClientError, TimeoutError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except HomingError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (aiohttp.ClientError, TimeoutError) as error:
+        print(f"no answer: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0 if came_home else 1
 
@@ -87,8 +91,10 @@ def _compare(stack: Stack, count: int, turns: int, report: Report) -> bool:
         (HOMING, "Homing: the client asks Envoy, and Homing picks the engine", lambda: stack.url),
     ):
         report.opening(title)
-        runs.append((name, asyncio.run(_play(stack, count, turns, name, next_url, report))))
-        stack.check()
+        try:
+            runs.append((name, asyncio.run(_play(stack, count, turns, name, next_url, report))))
+        finally:
+            stack.check()  # an error of the client's is explained by the process that ended
     report.comparison(runs)
     lost = lost_turns(runs[-1][1], stack.block_size)
     report.verdict(not lost, _sentence(runs[-1][1], lost))
@@ -162,6 +168,6 @@ def _keep(stack: Stack, report: Report) -> None:
         time.sleep(1)
 
 
-def _exit(number: int, _: FrameType | None) -> None:
-    """End as on Ctrl-C: by an exception, so that the stack ends its processes."""
-    sys.exit(128 + number)
+def _interrupt(_: int, __: FrameType | None) -> None:
+    """End as on Ctrl-C, which asyncio knows how to end tidily."""
+    signal.raise_signal(signal.SIGINT)

@@ -4,8 +4,10 @@ import http.client
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from extproc.errors import HomingError
@@ -44,7 +46,7 @@ class Process:
     def start(self) -> None:
         """Start it; does not wait until it is ready. Its log goes on where it was."""
         assert not self.running, f"{self.name} runs already"
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, _signals_deferred():
             # A group of its own: Ctrl-C goes to the parent alone, which then ends all in order.
             self._child = subprocess.Popen(  # noqa: S603 - our own commands
                 self._command,
@@ -101,6 +103,31 @@ def stop(processes: Iterable[Process], grace_s: float) -> None:
     finally:  # also when a second Ctrl-C ends the waiting
         for process in running:
             process.kill()
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Let signals wait until the block is over.
+
+    A KeyboardInterrupt between a child's start and its being noted would leave it running for ever.
+    (A blocked mask would do too, but children inherit it.)
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python runs handlers in the main thread only
+        return
+    arrived: list[int] = []
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(handler := signal.getsignal(number)):
+            previous[number] = handler
+            signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
 def answers(url: str) -> bool:

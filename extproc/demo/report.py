@@ -47,16 +47,23 @@ class Report:
         self._line(_columns(*columns), style)
 
     def comparison(self, runs: Sequence[tuple[str, Sequence[Turn]]]) -> None:
-        """Hit ratio and mean TTFT of each run."""
+        """Hit ratio and mean TTFT of each run, in all and after the first turns, which are cold."""
         table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold dim")
         table.add_column("")
-        for name in ("prompt tokens", "cached tokens", "hit ratio", "mean TTFT ms"):
+        names = ("prompt tokens", "cached tokens", "hit ratio", "mean TTFT ms", "later turns ms")
+        for name in names:
             table.add_column(name, justify="right")
         for name, turns in runs:
             prompt, cached = sum_tokens(turns)
-            seen = [turn.ttft_ms for turn in turns if turn.ttft_ms is not None]
-            ttft = f"{fmean(seen):.0f}" if seen else "–"
-            table.add_row(name, f"{prompt:,}", f"{cached:,}", f"{cached / prompt:.1%}", ttft)
+            later = [turn for turn in turns if turn.number > 1]
+            table.add_row(
+                name,
+                f"{prompt:,}",
+                f"{cached:,}",
+                f"{cached / prompt:.1%}",
+                _mean_ttft(turns),
+                _mean_ttft(later),
+            )
         self._console.print()
         self._console.print(table)
         self.progress("TTFT: of the streamed turns; the client cannot see it in the others (–).")
@@ -77,6 +84,11 @@ class Report:
 def sum_tokens(turns: Sequence[Turn]) -> tuple[int, int]:
     """(prompt tokens, cached tokens) over all turns."""
     return sum(turn.prompt_tokens for turn in turns), sum(turn.cached_tokens for turn in turns)
+
+
+def _mean_ttft(turns: Sequence[Turn]) -> str:
+    seen = [turn.ttft_ms for turn in turns if turn.ttft_ms is not None]
+    return f"{fmean(seen):.0f}" if seen else "–"
 
 
 def _columns(

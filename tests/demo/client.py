@@ -89,5 +89,5 @@ def assistant(text: str) -> dict[str, Any]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop run until the engine in it is so far; pytest's time-out is the limit."""
-    while not condition():  # noqa: ASYNC110 - the engine has no event for its numbers
+    while not condition():
         await asyncio.sleep(0)
