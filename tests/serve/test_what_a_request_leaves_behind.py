@@ -1,5 +1,8 @@
 """Facts and load of a request, from its pick to its answer's end."""
 
+import asyncio
+from collections.abc import Callable
+
 from grpc.aio import Channel
 
 from extproc.serve import App
@@ -9,6 +12,13 @@ from tests.serve.proxy import ENDPOINTS, LONG, ask, chat, sample, serving
 
 def blocks(app: App, name: str) -> int:
     return app.pools[0].index.held_blocks(InstanceId(name))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """What follows an answer of Homing's happens after it was sent."""
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0.001)
 
 
 async def home(app: App, channel: Channel) -> str:
@@ -43,11 +53,7 @@ async def test_a_client_that_hangs_up_leaves_no_load() -> None:
     async with serving() as (app, channel):
         exchange, _ = await ask(channel, chat(LONG))
         exchange.call.cancel()
-        for _ in range(100):
-            other, _ = await ask(channel, chat("Short."))
-            await other.end()
-            if app.processor.open_streams == 0:
-                break
+        await until(lambda: app.processor.open_streams == 0)
         assert app.pools[0].load.in_flight == 0
 
 
@@ -55,9 +61,9 @@ async def test_a_request_that_the_engine_failed_leaves_no_blocks() -> None:
     async with serving() as (app, channel):
         exchange, name = await ask(channel, chat(LONG))
         await exchange.answer(500)
+        await exchange.end()
         assert blocks(app, name) == 0
         assert sample(app, "homing_answers_total", pool="test", status="5xx") == 1
-        await exchange.end()
 
 
 async def test_a_failed_turn_leaves_the_blocks_of_the_turns_before_it() -> None:
@@ -80,6 +86,7 @@ async def test_what_another_instance_served_is_held_there_and_counts_there() -> 
         held = blocks(app, name)
         other = next(one for one in ENDPOINTS if one != name)
         await exchange.answer(200, served=ENDPOINTS[other])
+        await until(lambda: blocks(app, other) > 0)
         assert (blocks(app, name), blocks(app, other)) == (0, held)
         assert sample(app, "homing_rerouted_total", pool="test") == 1
         instances = app.pools[0].describe(0.0)["instances"]
