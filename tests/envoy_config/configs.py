@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from extproc.config import Config
+from extproc.demo.engine import DEMO_TOKENIZER
 
 
 def config(
@@ -14,14 +15,14 @@ def config(
     listen: str = "127.0.0.1:9002",
     **envoy: Any,
 ) -> Config:
-    """Pools of engines with these endpoints. No tokenizer is needed to write bootstraps."""
+    """Pools of engines with these endpoints, each with a model that the demo's tokenizer serves."""
     return Config.model_validate(
         {
             "listen": listen,
             "pools": tuple(
                 {
                     "name": f"pool-{number}",
-                    "models": ({"name": f"model-{number}", "tokenizer": "tok"},),
+                    "models": ({"name": f"model-{number}", "tokenizer": str(DEMO_TOKENIZER)},),
                     "instances": tuple({"endpoint": endpoint} for endpoint in endpoints),
                 }
                 for number, endpoints in enumerate(pools)

@@ -54,7 +54,7 @@ class Envoy:
     async def until(self, name: str, value: int) -> None:
         """Wait until the statistic has the value."""
         async with asyncio.timeout(20):
-            while await self.statistic(name) != value:  # noqa: ASYNC110 - Envoy does not tell
+            while await self.statistic(name) != value:
                 await asyncio.sleep(0.02)
 
 

@@ -79,6 +79,29 @@ async def test_a_dead_engine_costs_no_request(tmp_path: Path) -> None:
     assert sum(len(engine.requests) for engine in engines) == 20
 
 
+async def test_a_request_that_an_engine_has_begun_is_not_repeated(tmp_path: Path) -> None:
+    begun = 0
+
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal begun
+        await reader.readuntil(b"\r\n\r\n")
+        begun += 1
+        writer.transport.abort()
+
+    server = await asyncio.start_server(engine, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with dead_port() as picker:
+        settings = config([f"127.0.0.1:{port}"], pickers=[picker])
+        async with (
+            running_envoy(bootstrap_yaml(settings), tmp_path) as envoy,
+            aiohttp.ClientSession(envoy.url) as http,
+            http.post("/v1/completions", data=b"{}") as answer,
+        ):
+            assert answer.status == 503
+    server.close()
+    assert begun == 1
+
+
 async def test_trailers_reach_the_engine(tmp_path: Path) -> None:
     arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 

@@ -1,0 +1,172 @@
+"""What the bootstrap does while Homing picks, or breaks while it reads: real Envoy, real gRPC."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from extproc.envoy import bootstrap_yaml
+from tests.envoy_config.configs import config, dead_port
+from tests.envoy_config.pickers import dies_after_the_body, homing
+from tests.envoy_config.running import Envoy, Upstream, running_envoy, upstreams
+
+MODES = ("BUFFERED", "FULL_DUPLEX_STREAMED")
+MIB = 1024 * 1024
+
+UNREAD = "/v1/audio/transcriptions"
+"""A path whose bodies say nothing about a prefix."""
+
+
+def chat(question: str) -> bytes:
+    messages = [{"role": "user", "content": question}]
+    return json.dumps({"model": "model-0", "messages": messages}).encode()
+
+
+@asynccontextmanager
+async def picked(
+    folder: Path, mode: str, dead: tuple[str, ...] = (), buffer_limit_bytes: int = 40 * MIB
+) -> AsyncIterator[tuple[Envoy, list[Upstream]]]:
+    """Homing picks from two engines, and from some that are down."""
+    async with AsyncExitStack() as stack:
+        engines = await stack.enter_async_context(upstreams("a", "b"))
+        endpoints = [*(engine.endpoint for engine in engines), *dead]
+        picker = await stack.enter_async_context(homing(config(endpoints)))
+        settings = config(
+            endpoints,
+            pickers=[picker],
+            request_body_mode=mode,
+            buffer_limit_bytes=buffer_limit_bytes,
+        )
+        envoy = await stack.enter_async_context(running_envoy(bootstrap_yaml(settings), folder))
+        await envoy.until("cluster.homing.membership_healthy", 1)
+        yield envoy, engines
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_envoy_follows_the_pick_and_no_client(mode: str, tmp_path: Path) -> None:
+    async with (
+        picked(tmp_path, mode) as (envoy, engines),
+        aiohttp.ClientSession(envoy.url) as http,
+    ):
+        served = set()
+        for engine in engines * 3:
+            headers = {"x-gateway-destination-endpoint": engine.endpoint}
+            body = chat("the same prompt, asked again and again " * 40)
+            async with http.post("/v1/chat/completions", data=body, headers=headers) as answer:
+                seen = await answer.json()
+                served.add(seen["served_by"])
+        assert seen["headers"]["x-gateway-destination-endpoint"].startswith(
+            next(engine.endpoint for engine in engines if engine.name in served)
+        )
+    assert len(served) == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_picked_engine_that_is_down_is_replaced_by_the_next_of_the_list(
+    mode: str, tmp_path: Path
+) -> None:
+    with dead_port() as down:
+        async with (
+            picked(tmp_path, mode, dead=(down,)) as (envoy, engines),
+            aiohttp.ClientSession(envoy.url) as http,
+        ):
+            for _ in range(20):
+                async with http.post(UNREAD, data=BytesIO(b"x" * 2 * MIB)) as answer:
+                    assert answer.status == 200
+                    seen = await answer.json()
+                    listed = seen["headers"]["x-gateway-destination-endpoint"].split(",")
+                    assert sorted(listed) == sorted([*(e.endpoint for e in engines), down])
+                    first = next(endpoint for endpoint in listed if endpoint != down)
+                    served = next(e for e in engines if e.endpoint == first)
+                    assert seen["served_by"] == served.name
+            assert await envoy.statistic("cluster.engines.upstream_rq_retry")
+    assert sum(len(engine.requests) for engine in engines) == 20
+
+
+async def test_a_body_above_the_buffer_limit_is_refused_only_where_bodies_are_buffered(
+    tmp_path: Path,
+) -> None:
+    statuses = {}
+    for mode in MODES:
+        folder = tmp_path / mode
+        folder.mkdir()
+        async with (
+            picked(folder, mode, buffer_limit_bytes=32 * MIB) as (envoy, _),
+            aiohttp.ClientSession(envoy.url) as http,
+        ):
+            for size in (30 * MIB, 34 * MIB):
+                async with http.post(UNREAD, data=BytesIO(b"x" * size)) as answer:
+                    statuses[mode, size // MIB] = answer.status
+    assert statuses == {
+        ("BUFFERED", 30): 200,
+        ("BUFFERED", 34): 413,
+        ("FULL_DUPLEX_STREAMED", 30): 200,
+        ("FULL_DUPLEX_STREAMED", 34): 200,
+    }
+
+
+async def test_more_than_1024_answers_can_be_under_way(tmp_path: Path) -> None:
+    count = 1100
+    begun, all_begun = 0, asyncio.Event()
+
+    async def hold(_: web.Request) -> web.Response:
+        nonlocal begun
+        begun += 1
+        if begun == count:
+            all_begun.set()
+        await all_begun.wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/held", hold)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=count).start()
+    engine = f"127.0.0.1:{runner.addresses[0][1]}"
+    async with homing(config([engine])) as picker:
+        settings = config([engine], pickers=[picker])
+        async with (
+            running_envoy(bootstrap_yaml(settings), tmp_path) as envoy,
+            aiohttp.ClientSession(
+                envoy.url,
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(60),
+            ) as http,
+        ):
+            await envoy.until("cluster.homing.membership_healthy", 1)
+            statuses = await asyncio.gather(*(_status(http, "/held") for _ in range(count)))
+            assert await envoy.statistic("cluster.homing.upstream_rq_pending_overflow") == 0
+            assert await envoy.statistic("cluster.homing.upstream_rq_total") == count
+    await runner.cleanup()
+    assert Counter(statuses) == {200: count}
+
+
+async def _status(http: aiohttp.ClientSession, path: str) -> int:
+    async with http.get(path) as answer:
+        return answer.status
+
+
+@pytest.mark.parametrize(("mode", "status"), [("BUFFERED", 200), ("FULL_DUPLEX_STREAMED", 500)])
+async def test_a_picker_that_dies_with_a_body_loses_it_only_in_full_duplex(
+    mode: str, status: int, tmp_path: Path
+) -> None:
+    async with upstreams("a") as (engine,), dies_after_the_body() as picker:
+        settings = config([engine.endpoint], pickers=[picker], request_body_mode=mode)
+        async with (
+            running_envoy(bootstrap_yaml(settings), tmp_path) as envoy,
+            aiohttp.ClientSession(envoy.url) as http,
+        ):
+            await envoy.until("cluster.homing.membership_healthy", 1)
+            async with http.post("/v1/completions", data=b"{}" * 1000) as answer:
+                assert answer.status == status
+            async with http.get("/v1/models") as answer:
+                assert answer.status == 200
+    bodies = [request["body_bytes"] for request in engine.requests]
+    assert bodies == ([2000, 0] if status == 200 else [0])
