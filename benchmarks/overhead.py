@@ -34,6 +34,7 @@ from extproc.demo.stack import HOMING, Stack
 CORPUS = DEMO_TOKENIZER.parent / "corpus" / "topics.txt.xz"
 MODEL = "demo-model"
 CONCURRENCY = 16
+FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 MESSAGE_BYTES = 3_800
 """Of one message, as in an agent's session: 112 messages in 426 KB."""
 
@@ -159,7 +160,7 @@ async def together(address: str, bodies: Sequence[bytes]) -> None:
 
 
 def instant_engines(envoy_yaml: str, stack: Stack) -> str:
-    """The stack's Envoy with engines of its own that answer at once, and a route past the filter."""
+    """The stack's Envoy, with engines that answer at once and a route past the filter."""
     config: dict[str, Any] = YAML(typ="safe").load(envoy_yaml)
     resources = config["static_resources"]
     listener = resources["listeners"][0]
@@ -169,7 +170,7 @@ def instant_engines(envoy_yaml: str, stack: Stack) -> str:
     past["match"]["headers"] = [{"name": "x-plain", "present_match": True}]
     past["typed_per_filter_config"] = {
         manager["http_filters"][0]["name"]: {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
+            "@type": f"{FILTERS}.ext_proc.v3.ExtProcPerRoute",
             "disabled": True,
         }
     }
@@ -234,7 +235,7 @@ def main() -> None:
     parser.add_argument("--mode", default="BUFFERED")
     parser.add_argument("--tokenizer", type=Path, default=DEMO_TOKENIZER)
     options = parser.parse_args()
-    text = lzma.open(CORPUS, "rt").read()
+    text = lzma.decompress(CORPUS.read_bytes()).decode()
     results = {}
     with running(options.mode, options.tokenizer) as stack:
         pid = stack.processes[HOMING].pid
