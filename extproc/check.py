@@ -9,7 +9,7 @@ from extproc.prompt import Chat, Prompt, ServedModel
 from extproc.terms import TOKEN_BYTES
 
 _TRIAL = Prompt(
-    Chat([{"role": "user", "content": "Hello"}], options={"add_generation_prompt": True})
+    Chat.of([{"role": "user", "content": "Hello"}], options={"add_generation_prompt": True})
 )
 
 

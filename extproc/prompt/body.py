@@ -6,58 +6,58 @@ most lenient engine does: Python's `json` reads NaN, a lone surrogate and UTF-16
 routed by load and the engine answers it.
 """
 
-import json
-from typing import Any, NoReturn, TypeGuard
-
-import msgspec
+from collections.abc import Callable
+from typing import NoReturn, TypeAlias
 
 from extproc.errors import BadRequest, Unroutable
 from extproc.prompt.ids import pack_ids
-from extproc.prompt.types import Chat, Json, Plain, Prompt
+from extproc.prompt.rawarray import RawArray
+from extproc.prompt.reader import Body, BodyReader, read_fields
+from extproc.prompt.types import Chat, Dialect, Json, Plain, Prompt
 from extproc.terms import TokenIds
 
-_CHAT = "chat"
-_COMPLETIONS = "completions"
-_OTHER = "other"
+_MESSAGES = BodyReader("messages")
+_INPUT = BodyReader("input")
 
-_PATHS = {
-    "/v1/chat/completions": _CHAT,
-    "/v1/completions": _COMPLETIONS,
-    "/v1/responses": _OTHER,
-    "/v1/messages": _OTHER,
-    "/v1/messages/count_tokens": _OTHER,
-    "/v1/embeddings": _OTHER,
-    "/v1/score": _OTHER,
-    "/v1/rerank": _OTHER,
-    "/inference/v1/generate": _OTHER,
-}
-
-
-def _kind(path: str) -> str | None:
-    return _PATHS.get(path.partition("?")[0])
+_RESERVED_OPTIONS = frozenset(
+    {
+        "chat_template",
+        "conversation",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+"""Template arguments that change what `apply_chat_template` itself does, or that vLLM refuses."""
 
 
 def is_llm_path(path: str) -> bool:
     """Whether a POST to `path` carries a prompt; the query string is ignored."""
-    return _kind(path) is not None
+    return _api(path) is not None
 
 
 def parse_body(path: str, body: bytes) -> Prompt:
     """Read the body of a POST to an LLM path.
 
     Raises BadRequest by the rule above, and Unroutable where the tokens cannot be known.
+    The next turn of a known conversation costs only its new messages.
     """
-    kind = _kind(path)
-    if kind is None:
+    api = _api(path)
+    if api is None:
         raise Unroutable("unknown_path")
-    fields = _decode(body)
+    read, content_of = api
+    fields = read(body)
     _check_types(fields)
-    if kind == _CHAT:
-        content: Chat | Plain = _chat(fields)
-    elif kind == _COMPLETIONS:
-        content = _completion(fields)
-    else:
-        raise Unroutable("unsupported_path")
+    content = content_of(fields)
+    if fields.get("truncate_prompt_tokens") is not None:
+        raise Unroutable("truncated_prompt")
     return Prompt(
         content,
         model=fields.get("model") or "",
@@ -69,78 +69,155 @@ def parse_body(path: str, body: bytes) -> Prompt:
     )
 
 
-def _decode(body: bytes) -> dict[str, Json]:
-    try:
-        fields = msgspec.json.decode(body)
-    except RecursionError:
-        raise Unroutable("json_too_deep") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        fields = _decode_leniently(body)
-        if isinstance(fields, dict):
-            raise Unroutable("json_dialect") from None
-    if not isinstance(fields, dict):
-        raise BadRequest("the body must be a JSON object")
-    return fields
-
-
-def _decode_leniently(body: bytes) -> Json:
-    try:
-        return json.loads(body)
-    except RecursionError:
-        raise Unroutable("json_too_deep") from None
-    except ValueError:
-        raise BadRequest("the body is not valid JSON") from None
-
-
-def _check_types(fields: dict[str, Json]) -> None:
+def _check_types(fields: Body) -> None:
     model = fields.get("model")
     if not (model is None or isinstance(model, str)):
         raise BadRequest("must be a string", "model")
-    if "messages" in fields:
-        messages = fields["messages"]
-        if not isinstance(messages, list):
-            raise BadRequest("must be a list of objects", "messages")
-        for i, message in enumerate(messages):
-            if not isinstance(message, dict):
-                raise BadRequest("must be an object", f"messages[{i}]")
-    if "input" in fields and not isinstance(fields["input"], str | list | dict):
+    if "messages" in fields and not isinstance(fields.get("messages"), list):
+        raise BadRequest("must be a list of objects", "messages")
+    if "input" in fields and not isinstance(fields.get("input"), str | list | dict):
         raise BadRequest("must be a string or a list", "input")
 
 
-def _chat(fields: dict[str, Json]) -> Chat:
-    messages = fields.get("messages")
-    if messages is None:
+def _chat(fields: Body) -> Chat:
+    """vLLM 0.32.0, openai/chat_completion/protocol.py."""
+    if fields.items is None:
         raise Unroutable("no_messages")
     if fields.get("chat_template") is not None:
         raise Unroutable("request_chat_template")
     tools = fields.get("tools")
-    if tools is not None and not (_is_objects(tools) and tools):
+    if tools is not None and not (isinstance(tools, list) and tools):
         raise Unroutable("tools_invalid")
-    options = fields.get("chat_template_kwargs")
-    if options is None:
-        options = {}
-    if not isinstance(options, dict):
-        raise Unroutable("chat_template_kwargs_invalid")
-    effort = fields.get("reasoning_effort")
-    defaults: dict[str, Json] = {
-        "add_generation_prompt": fields.get("add_generation_prompt", True),
-        "continue_final_message": fields.get("continue_final_message", False),
-        "documents": fields.get("documents"),
-        "reasoning_effort": effort,
-    }
-    if effort is not None and "enable_thinking" not in options:
-        defaults["enable_thinking"] = effort != "none"
-    options = options | {k: v for k, v in defaults.items() if v is not None}
     return Chat(
-        messages, tools, options, add_special_tokens=fields.get("add_special_tokens") is True
+        fields.items,
+        tools=tools,
+        options=_options(
+            fields,
+            fields.get("reasoning_effort"),
+            add_generation_prompt=fields.get("add_generation_prompt") is not False,
+            continue_final_message=fields.get("continue_final_message") is True,
+            documents=fields.get("documents"),
+        ),
+        settings=_settings(
+            fields,
+            "tools",
+            "chat_template_kwargs",
+            "reasoning_effort",
+            "add_generation_prompt",
+            "continue_final_message",
+            "documents",
+        ),
+        add_special_tokens=fields.get("add_special_tokens") is True,
     )
 
 
-def _completion(fields: dict[str, Json]) -> Plain:
+def _messages(fields: Body) -> Chat:
+    """vLLM 0.32.0, anthropic/serving.py, to_chat_completion_request."""
+    if fields.items is None:
+        raise Unroutable("no_messages")
+    thinking = fields.get("thinking")
+    config = fields.get("output_config")
+    effort = config.get("effort") if isinstance(config, dict) else None
+    if isinstance(thinking, dict) and thinking.get("type") == "disabled":
+        effort = "none"
+    return Chat(
+        fields.items,
+        Dialect.ANTHROPIC,
+        system=fields.get("system"),
+        tools=fields.get("tools") or None,
+        options=_options(fields, effort, add_generation_prompt=True),
+        settings=_settings(
+            fields, "system", "tools", "chat_template_kwargs", "thinking", "output_config"
+        ),
+    )
+
+
+def _responses(fields: Body) -> Chat | Plain:
+    """vLLM 0.32.0, openai/responses/protocol.py, build_chat_params."""
+    if fields.get("previous_response_id") is not None:
+        raise Unroutable("previous_response")
+    if fields.get("previous_input_messages") is not None or fields.get("prompt") is not None:
+        raise Unroutable("responses_field_unknown")
+    items = fields.items
+    if items is None:
+        text = fields.get("input")
+        if not isinstance(text, str):
+            raise Unroutable("no_input")
+        items = RawArray.of([{"role": "user", "content": text}])
+    reasoning = fields.get("reasoning")
+    effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
+    return Chat(
+        items,
+        Dialect.RESPONSES,
+        system=fields.get("instructions"),
+        tools=fields.get("tools") or None,
+        options=_options(fields, effort, add_generation_prompt=True),
+        settings=_settings(fields, "instructions", "tools", "chat_template_kwargs", "reasoning"),
+    )
+
+
+def _completion(fields: Body) -> Plain:
+    """vLLM 0.32.0, openai/completion/protocol.py; `suffix` is not part of its prompt."""
     prompt = fields.get("prompt")
     if prompt is None:
         raise Unroutable("no_prompt")
     return Plain(_prompts(prompt), add_special_tokens=fields.get("add_special_tokens") is not False)
+
+
+def _generate(fields: Body) -> Plain:
+    """vLLM 0.32.0, scale_out/token_in_token_out: the client has tokenized."""
+    ids = fields.get("token_ids")
+    if not isinstance(ids, list) or fields.get("features") is not None:
+        raise Unroutable("no_token_ids")
+    return Plain((pack_ids(ids),))
+
+
+def _not_generative(fields: Body) -> NoReturn:
+    raise Unroutable("not_generative")
+
+
+_Api: TypeAlias = tuple[Callable[[bytes], Body], Callable[[Body], Chat | Plain]]
+
+_APIS: dict[str, _Api] = {
+    "/v1/chat/completions": (_MESSAGES.read, _chat),
+    "/v1/completions": (read_fields, _completion),
+    "/v1/responses": (_INPUT.read, _responses),
+    "/v1/messages": (_MESSAGES.read, _messages),
+    "/v1/messages/count_tokens": (_MESSAGES.read, _messages),
+    "/inference/v1/generate": (read_fields, _generate),
+    "/v1/embeddings": (read_fields, _not_generative),
+    "/v1/score": (read_fields, _not_generative),
+    "/v1/rerank": (read_fields, _not_generative),
+    "/v2/rerank": (read_fields, _not_generative),
+    "/score": (read_fields, _not_generative),
+    "/rerank": (read_fields, _not_generative),
+}
+
+
+def _api(path: str) -> _Api | None:
+    return _APIS.get(path.partition("?")[0])
+
+
+def _options(fields: Body, effort: Json, **own: Json) -> dict[str, Json]:
+    """The template's arguments: `chat_template_kwargs`, and over them what the API itself sets.
+
+    A reasoning effort turns thinking on or off for templates that know of it.
+    """
+    given = fields.get("chat_template_kwargs")
+    if given is None:
+        given = {}
+    if not isinstance(given, dict):
+        raise Unroutable("chat_template_kwargs_invalid")
+    if not _RESERVED_OPTIONS.isdisjoint(given):
+        raise Unroutable("chat_template_kwargs_reserved")
+    own["reasoning_effort"] = effort
+    if effort is not None and "enable_thinking" not in given:
+        own["enable_thinking"] = effort != "none"
+    return given | {name: value for name, value in own.items() if value is not None}
+
+
+def _settings(fields: Body, *names: str) -> bytes:
+    return b"\0".join([fields.raw(name) for name in names])
 
 
 def _prompts(prompt: Json) -> tuple[str | TokenIds, ...]:
@@ -150,38 +227,34 @@ def _prompts(prompt: Json) -> tuple[str | TokenIds, ...]:
         _refuse_prompt()
     if not prompt:
         raise Unroutable("empty_prompt")
-    if isinstance(prompt[0], str):
-        if not all(isinstance(text, str) for text in prompt):
+    kind = type(prompt[0])
+    if kind is str or kind is list:
+        if not all(type(item) is kind for item in prompt):
             _refuse_prompt()
-        return tuple(prompt)
-    if isinstance(prompt[0], list):
-        if not all(isinstance(ids, list) for ids in prompt):
-            _refuse_prompt()
-        return tuple(_ids(ids) for ids in prompt)
+        return tuple(prompt) if kind is str else tuple(map(_ids, prompt))
     return (_ids(prompt),)
 
 
-def _ids(ids: list[Any]) -> TokenIds:
-    if not all(isinstance(token, int | float) for token in ids):
-        _refuse_prompt()
-    return pack_ids(ids)
+def _ids(ids: list[Json]) -> TokenIds:
+    try:
+        return pack_ids(ids)
+    except Unroutable:
+        if not all(isinstance(token, int | float) for token in ids):
+            _refuse_prompt()
+        raise
 
 
 def _refuse_prompt() -> NoReturn:
     raise BadRequest("must be a string, a list of strings, token ids or lists of them", "prompt")
 
 
-def _is_objects(value: Json) -> TypeGuard[list[dict[str, Json]]]:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def _text(fields: dict[str, Json], name: str) -> str:
+def _text(fields: Body, name: str) -> str:
     value = fields.get(name)
     return value if isinstance(value, str) else ""
 
 
-def _limit(fields: dict[str, Json]) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens"):
+def _limit(fields: Body) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
         value = fields.get(name)
         if type(value) is int:
             return value

@@ -1,6 +1,8 @@
 """What vLLM does to chat messages and tools before its template sees them.
 
-Rules of vLLM 0.32.0; the file that each comes from is named where it is applied.
+Rules of vLLM 0.32.0; the function that each comes from is named where it is applied, in
+vllm/renderers/chat_utils.py unless said otherwise. Requests that vLLM refuses need no rule: no
+tokens are computed for them.
 """
 
 import json
@@ -17,28 +19,39 @@ _TEXT_PARTS = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
-_SKIPPED_IF_NULL = frozenset({"text", "refusal"})
+_PART_FIELDS = frozenset({"type", "text", "refusal", "thinking", "closed", "annotations", "uuid"})
 _BILLING_LINE = "x-anthropic-billing-header"
 
 
-def normalise_messages(messages: Iterable[dict[str, Json]]) -> list[dict[str, Json]]:
-    """The conversation as the template gets it (vllm/renderers/chat_utils.py).
+def normalise_messages(
+    messages: Iterable[dict[str, Json]], parts: bool = False
+) -> list[dict[str, Json]]:
+    """The conversation as the template gets it.
+
+    parts: whether the template loops over the parts of a content, so that a content becomes a list
+        of parts instead of one text (vLLM's content format "openai" instead of "string").
 
     New objects; the arguments are not changed. Raises Unroutable for what vLLM refuses or for
     content whose tokens only its multi-modal processor knows.
     """
-    return [_message(message) for message in messages]
+    return [_message(message, parts) for message in messages]
 
 
-def _message(message: dict[str, Json]) -> dict[str, Json]:
+def _message(message: dict[str, Json], parts: bool) -> dict[str, Json]:
     role = message.get("role")
+    content = message.get("content")
     if not isinstance(role, str):
         raise Unroutable("message_without_role")
-    result: dict[str, Json] = {"role": role, "content": _content(role, message.get("content"))}
+    result: dict[str, Json] = {"role": role}
+    if parts:
+        result["content"] = _as_parts(role, content)
+    elif type(content) is str and not content.startswith(_BILLING_LINE):
+        result["content"] = content
+    else:
+        result["content"] = "\n".join(filter(None, map(_text, _items(role, content))))
     if role == "assistant":
-        calls = message.get("tool_calls")
-        if calls:
-            result["tool_calls"] = [_tool_call(call) for call in calls]
+        if message.get("tool_calls"):
+            result["tool_calls"] = _tool_calls(message["tool_calls"])
         # openai/chat_completion/protocol.py: `reasoning_content` is the old name of `reasoning`.
         reasoning = message.get("reasoning")
         if reasoning is None:
@@ -49,58 +62,91 @@ def _message(message: dict[str, Json]) -> dict[str, Json]:
     elif role == "tool" and "tool_call_id" in message:
         result["tool_call_id"] = message["tool_call_id"]
     for extra in ("name", "task"):
-        if isinstance(message.get(extra), str):
+        if extra in message and isinstance(message[extra], str):
             result[extra] = message[extra]
     if role == "developer":
         result["tools"] = message.get("tools")
     return result
 
 
-def _content(role: str, content: Json) -> str:
+def _items(role: str, content: Json) -> Sequence[Json]:
+    """The parts of a content; a text is one, null none (`_parse_chat_message_content`)."""
     if content is None:
-        return ""
-    if isinstance(content, str):
-        parts: Sequence[Json] = (content,)
-    elif isinstance(content, list):
-        parts = content
-    else:
+        return ()
+    items: Sequence[Json] = (content,) if isinstance(content, str) else content
+    if not isinstance(items, list | tuple):
         raise Unroutable("content_invalid")
-    texts = [text for part in parts if (text := _part(part))]
     if role == "system":
-        texts = [kept for text in texts if (kept := _without_billing_line(text))]
-    return "\n".join(texts)
+        items = [kept for item in items if (kept := _without_billing_line(item)) is not None]
+    return items
 
 
-def _part(part: Json) -> str:
-    """The text of a part; an empty one is left out (`_parse_chat_message_content_parts`)."""
+def _without_billing_line(part: Json) -> Json:
+    """A part without Claude Code's attribution, which changes with every request; None if empty.
+
+    (`_strip_claude_code_billing_header`)
+    """
+    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+    if not (isinstance(text, str) and text.startswith(_BILLING_LINE)):
+        return part
+    rest = text.partition("\n")[2]
+    if not rest:
+        return None
+    return rest if isinstance(part, str) else part | {"text": rest}
+
+
+def _text(part: Json) -> str:
+    """The text of a part; "" is left out by `_parse_chat_message_content_parts`."""
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
         raise Unroutable("content_part_invalid")
     kind = part.get("type")
     name = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
-    if name is None:
+    if name is None or "uuid" in part:
         raise Unroutable("content_part_unknown")
     text = part.get(name)
-    if text is None and kind in _SKIPPED_IF_NULL:
+    if text is None:
         return ""
     if not isinstance(text, str):
         raise Unroutable("content_part_invalid")
     return text
 
 
-def _without_billing_line(text: str) -> str:
-    """Claude Code's attribution changes with every request; vLLM drops the line."""
-    return text.partition("\n")[2] if text.startswith(_BILLING_LINE) else text
+def _as_parts(role: str, content: Json) -> Json:
+    """Parts with the fields that vLLM does not know kept (`_collect_extra_fields`)."""
+    parts = []
+    for item in _items(role, content):
+        text = _text(item)
+        fields = item if isinstance(item, dict) else {}
+        if not text and fields and fields.get("text", fields.get("refusal")) is None:
+            continue
+        extra = {name: fields[name] for name in fields if name not in _PART_FIELDS}
+        parts.append({"type": "text", "text": text} | extra)
+    # Answers of tools are one text in either format (`_parse_chat_message_content`).
+    return "\n".join(part["text"] for part in parts) if role == "tool" else parts
+
+
+def _tool_calls(calls: Json) -> list[dict[str, Json]]:
+    if not isinstance(calls, list):
+        raise Unroutable("tool_call_invalid")
+    return [_tool_call(call) for call in calls]
 
 
 def _tool_call(call: Json) -> dict[str, Json]:
+    """A call with its fields in the order of openai's ChatCompletionMessageToolCallParam."""
     if not isinstance(call, dict):
         raise Unroutable("tool_call_invalid")
     function = call.get("function")
     if call.get("type", "function") != "function" or not isinstance(function, dict):
         raise Unroutable("tool_call_invalid")
-    return call | {"function": function | {"arguments": _arguments(function.get("arguments"))}}
+    named = {"arguments": _arguments(function.get("arguments")), "name": function.get("name")}
+    result = {"id": call.get("id"), "function": named, "type": "function"}
+    if len(function) > len(named):
+        named |= {name: value for name, value in function.items() if name not in named}
+    if len(call) > len(result):
+        result |= {name: value for name, value in call.items() if name not in result}
+    return result
 
 
 def _arguments(arguments: Json) -> dict[str, Json]:
@@ -115,11 +161,39 @@ def _arguments(arguments: Json) -> dict[str, Json]:
     return arguments if isinstance(arguments, dict) else {}
 
 
-def normalise_tools(tools: Sequence[Json] | None) -> list[dict[str, Any]] | None:
-    """Tools as vLLM dumps them from its own types (openai/chat_completion/protocol.py).
+def developer_as_system(messages: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    """For a template that does not know the role `developer`: system messages, merged into one.
 
-    `description` and `parameters` are null where absent, `strict` is there only if set, and
-    unknown fields are gone.
+    (renderers/hf.py, `_convert_developer_to_system` and `_consolidate_system_messages`)
+    """
+    if all(message["role"] != "developer" for message in messages):
+        return messages
+    converted = []
+    for message in messages:
+        if message["role"] == "developer":
+            message = message | {"role": "system"}
+            del message["tools"]
+        converted.append(message)
+    system = [message for message in converted if message["role"] == "system"]
+    if len(system) == 1 and converted[0]["role"] == "system":
+        return converted
+    texts = [text for message in system if (text := _joined(message["content"]))]
+    others = [message for message in converted if message["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *others]
+
+
+def _joined(content: Json) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content)
+
+
+def normalise_tools(tools: Sequence[Json] | None) -> list[dict[str, Any]] | None:
+    """Tools as vLLM dumps them from its own types.
+
+    `description` and `parameters` are null where absent, `strict` and `defer_loading` are there
+    only if set, and unknown fields are gone (openai/chat_completion/protocol.py and
+    generate/base/protocol.py).
     """
     if not tools:
         return None
@@ -127,16 +201,24 @@ def normalise_tools(tools: Sequence[Json] | None) -> list[dict[str, Any]] | None
 
 
 def _tool(tool: Json) -> dict[str, Any]:
-    function = tool.get("function")
-    if tool.get("type", "function") != "function" or not isinstance(function, dict):
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or tool.get("type", "function") != "function":
         raise Unroutable("tools_invalid")
-    if not isinstance(function.get("name"), str):
+    description, parameters = function.get("description"), function.get("parameters")
+    if not (
+        isinstance(function.get("name"), str)
+        and isinstance(description, str | None)
+        and isinstance(parameters, dict | None)
+    ):
         raise Unroutable("tools_invalid")
-    result = {
-        "name": function["name"],
-        "description": function.get("description"),
-        "parameters": function.get("parameters"),
-    }
+    result = {"name": function["name"], "description": description, "parameters": parameters}
+    deferred = tool.get("defer_loading")
+    own = function.get("defer_loading")
     if function.get("strict") is not None:
         result["strict"] = function["strict"]
-    return {"type": "function", "function": result}
+    if own is not None or deferred is not None:
+        result["defer_loading"] = deferred if own is None else own
+    dumped: dict[str, Any] = {"type": "function", "function": result}
+    if deferred is not None:
+        dumped["defer_loading"] = deferred
+    return dumped

@@ -1,97 +1,132 @@
 """A served model: its tokenizer and chat template together, from prompt to block keys."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from extproc.errors import ConfigError, Unroutable
 from extproc.prompt.blocks import block_keys
-from extproc.prompt.normalise import normalise_messages, normalise_tools
+from extproc.prompt.modelfiles import read_templates
+from extproc.prompt.pieces import PieceMemo, root_node, safe_cuts
+from extproc.prompt.rawarray import RawArray
+from extproc.prompt.renderer import Rendering, Templates
 from extproc.prompt.template import ChatTemplate
 from extproc.prompt.tokenizer import Tokenizer
-from extproc.prompt.types import Chain, Chat, Json, Prompt
+from extproc.prompt.turns import Counts, TurnMemo
+from extproc.prompt.types import Chain, Chat, Prompt
 from extproc.stages import Stages
 from extproc.terms import TOKEN_BYTES, BlockKey, TokenIds
 
-_TOKEN_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+_MEMO_BYTES = 256 << 20
+"""Of which half is for pieces and half for turns."""
 
 
 class ServedModel:
-    """One model as its engines see it. Thread-safe; made by `load`."""
+    """One model as its engines see it. Thread-safe; made by `load`.
 
-    def __init__(self, name: str, tokenizer: Tokenizer, templates: dict[str, ChatTemplate]) -> None:
+    memo_bytes: what is remembered of earlier prompts, about; 0 turns the memos off.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        templates: Mapping[str, ChatTemplate],
+        memo_bytes: int = _MEMO_BYTES,
+        message_prefixes: bool = True,
+    ) -> None:
         self.name = name
         self._tokenizer = tokenizer
-        self._templates = templates
+        self._templates = Templates(templates)
+        cut = _best_cut(tokenizer, self._templates) if memo_bytes else None
+        self._pieces = PieceMemo(cut, tokenizer.encode_pieces, memo_bytes // 2)
+        self._turns = None
+        if cut and message_prefixes:
+            self._turns = TurnMemo(self._pieces, cut, memo_bytes // 2)
 
     @classmethod
-    def load(cls, name: str, tokenizer: Path, chat_template: Path | None = None) -> "ServedModel":
+    def load(
+        cls,
+        name: str,
+        tokenizer: Path,
+        chat_template: Path | None = None,
+        *,
+        memo_bytes: int = _MEMO_BYTES,
+        message_prefixes: bool = True,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> "ServedModel":
         """Read the model's files; blocks for about a second.
 
         tokenizer: a directory with tokenizer.json, and beside it tokenizer_config.json and
             chat_template.jinja where there are any.
         chat_template: a file that takes the place of the model's own.
+        memo_bytes: the bound of what is remembered of prompts; 0 remembers nothing.
+        message_prefixes: whether a known turn may spare its rendering (see turns.py).
+        now: the engine's clock, for templates that write the date.
 
         Raises ConfigError that names the file and what is wrong with it.
         """
         if not tokenizer.is_dir():
             raise ConfigError(f"{tokenizer}: not a directory")
-        config = _read_object(tokenizer / "tokenizer_config.json")
-        tokens = _named_tokens(config)
-        templates = {
-            key: ChatTemplate(source, tokens, origin)
-            for key, source, origin in _template_sources(tokenizer, config, chat_template)
-        }
-        return cls(name, Tokenizer(tokenizer / "tokenizer.json"), templates)
+        templates = read_templates(tokenizer, chat_template, now)
+        return cls(
+            name,
+            Tokenizer(tokenizer / "tokenizer.json"),
+            templates,
+            memo_bytes,
+            message_prefixes,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What the memo by message prefix did."""
+        return self._turns.counts if self._turns else Counts()
+
+    @property
+    def memo_size(self) -> int:
+        """About how many bytes the memos hold now."""
+        return self._pieces.size + (self._turns.size if self._turns else 0)
 
     def render(self, chat: Chat) -> str:
         """The text of a chat's prompt. Raises Unroutable where there is no template or it fails."""
-        tools = normalise_tools(chat.tools)
-        template = self._templates.get("tool_use") if tools else None
-        template = template or self._templates.get("default")
-        if template is None:
-            raise Unroutable("no_chat_template")
-        return template.render(normalise_messages(chat.messages), tools, chat.options)
+        return Rendering(chat, self._templates).whole(None)
 
-    def token_ids(self, prompt: Prompt, stages: Stages | None = None) -> tuple[TokenIds, ...]:
-        """The ids of each prompt of the request, as the engine computes them."""
-        stages = stages if stages is not None else Stages()
+    def token_ids(self, prompt: Prompt) -> tuple[TokenIds, ...]:
+        """The ids of each prompt of the request, as the engine computes them, without memos."""
         content = prompt.content
         if isinstance(content, Chat):
-            with stages.stage("render"):
-                text = self.render(content)
-            with stages.stage("tokenize"):
-                return (self._tokenizer.encode(text, content.add_special_tokens),)
-        with stages.stage("tokenize"):
-            return tuple(
-                self._tokenizer.encode(item, content.add_special_tokens)
-                if isinstance(item, str)
-                else item
-                for item in content.prompts
-            )
+            return (self._tokenizer.encode(self.render(content), content.add_special_tokens),)
+        return tuple(
+            self._tokenizer.encode(item, content.add_special_tokens)
+            if isinstance(item, str)
+            else item
+            for item in content.prompts
+        )
 
     def encode(
         self, prompt: Prompt, root: BlockKey, block_size: int, stages: Stages
     ) -> tuple[Chain, ...]:
         """The chain of block keys of each prompt of the request, all starting at `root`.
 
-        Records the stages render, tokenize and hash. Raises Unroutable where template or
-        tokenizer fail.
+        Records the stages render, tokenize, hash and remember. Raises Unroutable where template or
+        tokenizer fail. The next turn of a known conversation costs only what is new in it.
         """
-        prompts = self.token_ids(prompt, stages)
+        content = prompt.content
+        if isinstance(content, Chat) and not content.add_special_tokens:
+            return (self._encode_chat(content, root, block_size, stages),)
+        with stages.stage("tokenize"):
+            prompts = self.token_ids(prompt)
         with stages.stage("hash"):
             return tuple(
                 Chain(block_keys(ids, root, block_size), len(ids) // TOKEN_BYTES) for ids in prompts
             )
+
+    def audit(self) -> bool:
+        """Check one remembered prompt against its whole rendering; False where none waits.
+
+        To be called off the path of requests, from time to time.
+        """
+        return self._turns is not None and self._turns.audit()
 
     def tokenize(self, text: str) -> TokenIds:
         """Ids of a plain text, without the tokens that begin or end a prompt."""
@@ -101,54 +136,28 @@ class ServedModel:
         """Text of ids, special tokens left out."""
         return self._tokenizer.decode(ids)
 
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{file}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file}: not a JSON object")
-    return value
-
-
-def _named_tokens(config: dict[str, Json]) -> dict[str, str]:
-    """The tokens that a template may name; those that are null are undefined to it."""
-    tokens = {}
-    for name in _TOKEN_NAMES:
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens
-
-
-def _template_sources(
-    directory: Path, config: dict[str, Json], given: Path | None
-) -> Iterator[tuple[str, str, str]]:
-    """(name, source, where from), in transformers' order: a given file, a file, the config."""
-    file = given or directory / "chat_template.jinja"
-    if given is not None or file.exists():
+    def _encode_chat(self, chat: Chat, root: BlockKey, block_size: int, stages: Stages) -> Chain:
+        rendering = Rendering(chat, self._templates)
+        base = root_node(root, block_size)
         try:
-            yield "default", file.read_text("utf-8"), str(file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: cannot be read: {error}") from None
-        return
-    origin = str(directory / "tokenizer_config.json")
-    value = config.get("chat_template")
-    if isinstance(value, str):
-        yield "default", value, f"{origin}: chat_template"
-    elif isinstance(value, list):
-        for i, entry in enumerate(value):
-            match entry:
-                case {"name": str(name), "template": str(source)}:
-                    yield name, source, f"{origin}: chat_template[{i}]"
-                case _:
-                    raise ConfigError(f"{origin}: chat_template[{i}]: has no name and template")
-    elif value is not None:
-        raise ConfigError(f"{origin}: chat_template: neither a string nor a list")
+            if self._turns and not rendering.options.get("continue_final_message"):
+                node = self._turns.encode(rendering, base, block_size, stages)
+            else:
+                with stages.stage("render"):
+                    pieces = self._pieces.split(rendering.whole(None))
+                node = self._pieces.extend(base, pieces, block_size, stages)
+        except UnicodeEncodeError:
+            raise Unroutable("lone_surrogate") from None
+        return Chain(node.all_keys(), node.tokens)
+
+
+def _best_cut(tokenizer: Tokenizer, templates: Templates) -> str | None:
+    """The token that cuts chats into the most pieces."""
+    roles = ("user", "assistant", "user", "assistant", "user")
+    chat = Chat(RawArray.of([{"role": role, "content": "x"} for role in roles]))
+    try:
+        text = Rendering(chat, templates).whole(None)
+    except Unroutable:
+        return None
+    cuts = [token for token in safe_cuts(tokenizer.source) if token in text]
+    return max(cuts, key=text.count, default=None)

@@ -6,7 +6,7 @@ does not escape HTML, `raise_exception` and `strftime_now`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -14,14 +14,29 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from extproc.errors import ConfigError, Unroutable
+from extproc.prompt.sandbox import ChatSandbox
 from extproc.prompt.types import Json
 
 _CONTINUE_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 """Put after the message to be continued and cut off with all that follows it; the text is that of
 transformers, because a template that trims the message trims its last blank too."""
+
+_SEARCHES = frozenset(
+    {
+        "count",
+        "endswith",
+        "find",
+        "index",
+        "partition",
+        "rfind",
+        "rpartition",
+        "rsplit",
+        "split",
+        "startswith",
+    }
+)
 
 
 class GenerationBlock(Extension):
@@ -43,16 +58,34 @@ class GenerationBlock(Extension):
 class ChatTemplate:
     """A compiled template and the tokens (bos, eos, …) that it may name.
 
+    now: the engine's clock, for templates that write the date.
+
+    takes_parts: whether it loops over the parts of a content. knows_developer: whether it knows the
+    role `developer`. markers: texts that it looks for in contents.
+
     Raises ConfigError where the source is not a template.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str], name: str = "chat template") -> None:
+    def __init__(
+        self,
+        source: str,
+        tokens: Mapping[str, str],
+        name: str = "chat template",
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self._now = now
+        self._formats: dict[str, None] = {}
+        sandbox = self._sandbox()
         try:
-            self._template = _environment().from_string(source)
+            tree = sandbox.parse(source)
+            self._template = sandbox.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"{name}:{error.lineno}: not a Jinja template: {error}") from None
-        self._source = source
         self._tokens = dict(tokens)
+        self.source = source
+        self.markers = _markers(tree)
+        self.takes_parts = loops_over_content(tree)
+        self.knows_developer = '"developer"' in source or "'developer'" in source
 
     def render(
         self,
@@ -72,12 +105,127 @@ class ChatTemplate:
             **options,
             "messages": messages,
             "tools": tools,
+            **ChatSandbox.steps(),
         }
+        template = self._template
         try:
-            text = self._template.render(values)
+            # Not `template.render`, which rewrites the traceback of what fails.
+            text = "".join(template.root_render_func(template.new_context(values)))
         except Exception as error:  # what a template can raise has no bound; none is our fault
             raise Unroutable("template_failed", type(error).__name__) from None
         return _cut_at_mark(text, final) if continued else text
+
+    def clock(self) -> tuple[str, ...]:
+        """What `strftime_now` would give now, for every format that was ever asked for.
+
+        Texts of one template and the same values are equal if this is.
+        """
+        now = self._now()
+        return tuple(map(now.strftime, tuple(self._formats)))
+
+    def _sandbox(self) -> ChatSandbox:
+        sandbox = ChatSandbox(
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
+        )
+        sandbox.filters["tojson"] = _tojson
+        sandbox.globals["raise_exception"] = _raise_exception
+        sandbox.globals["strftime_now"] = self._strftime_now
+        return sandbox
+
+    def _strftime_now(self, form: str) -> str:
+        self._formats[form] = None
+        return self._now().strftime(form)
+
+
+def _markers(template: nodes.Template) -> tuple[str, ...]:
+    """Texts that the template looks for in others, such as `</think>` in an answer."""
+    found: dict[Json, None] = {}
+    for call in template.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _SEARCHES:
+            found |= {arg.value: None for arg in call.args if isinstance(arg, nodes.Const)}
+    for compare in template.find_all(nodes.Compare):
+        if any(operand.op in ("in", "notin") for operand in compare.ops) and isinstance(
+            compare.expr, nodes.Const
+        ):
+            found[compare.expr.value] = None
+    return tuple(text for text in found if isinstance(text, str) and text)
+
+
+def loops_over_content(template: nodes.Template) -> bool:
+    """Whether a template loops over the parts of a message's content.
+
+    Then vLLM gives it lists of parts, else one text (vllm 0.32.0, renderers/hf.py,
+    `_detect_content_format`). Followed are names that are set to `messages`, loops over them,
+    their items' `content`, and macros that get it as an argument.
+    """
+    chats = {"messages"}
+    for _ in template.find_all(nodes.Assign):  # until nothing is new: a name set to a name
+        chats |= {
+            assign.target.name
+            for assign in template.find_all(nodes.Assign)
+            if isinstance(assign.target, nodes.Name) and _base_name(assign.node) in chats
+        }
+    items = {
+        loop.target.name
+        for loop in template.find_all(nodes.For)
+        if isinstance(loop.target, nodes.Name) and _base_name(loop.iter) in chats
+    }
+    in_macros = set()
+    for macro in template.find_all(nodes.Macro):
+        contents = _content_parameters(template, macro, items)
+        for loop in macro.find_all(nodes.For):
+            in_macros.add(id(loop))
+            if isinstance(loop.iter, nodes.Name) and loop.iter.name in contents:
+                return True
+    for loop in template.find_all(nodes.For):
+        if _is_content(loop.iter, items):
+            return True
+        named_content = isinstance(loop.iter, nodes.Name) and loop.iter.name == "content"
+        if named_content and id(loop) not in in_macros:
+            return True
+    return False
+
+
+def _content_parameters(template: nodes.Template, macro: nodes.Macro, items: set[str]) -> set[str]:
+    """Names of the macro's parameters that get a message's content somewhere."""
+    names = [argument.name for argument in macro.args]
+    found = set()
+    for call in template.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name) and call.node.name == macro.name:
+            found |= {
+                name
+                for name, value in zip(names, call.args, strict=False)
+                if _is_content(value, items)
+            }
+            found |= {word.key for word in call.kwargs if _is_content(word.value, items)}
+    return found & set(names)
+
+
+def _base(node: nodes.Node | None) -> nodes.Node | None:
+    """What a filter, a test or a slice is applied to."""
+    while True:
+        if isinstance(node, nodes.Filter | nodes.Test) or (
+            isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
+        ):
+            node = node.node
+        else:
+            return node
+
+
+def _base_name(node: nodes.Node) -> str | None:
+    base = _base(node)
+    return base.name if isinstance(base, nodes.Name) else None
+
+
+def _is_content(node: nodes.Node, items: set[str]) -> bool:
+    base = _base(node)
+    if isinstance(base, nodes.Getattr):
+        named = base.attr == "content"
+    elif isinstance(base, nodes.Getitem):
+        named = isinstance(base.arg, nodes.Const) and base.arg.value == "content"
+    else:
+        return False
+    return named and isinstance(base.node, nodes.Name) and base.node.name in items
 
 
 def _mark_final(
@@ -98,16 +246,6 @@ def _cut_at_mark(text: str, final: str) -> str:
     return kept if text.startswith(_CONTINUE_MARK, at) else kept.rstrip()
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
 def _tojson(
     value: Json,
     ensure_ascii: bool = False,
@@ -122,7 +260,3 @@ def _tojson(
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)

@@ -3,7 +3,9 @@
 `fastokens` is used where it agrees with `tokenizers` on a probe text at load, else `tokenizers`.
 """
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,7 +16,8 @@ from extproc.errors import ConfigError, Unroutable
 from extproc.prompt.ids import pack_ids, unpack_ids
 from extproc.terms import TokenIds
 
-_Encode: TypeAlias = Callable[[str, bool], TokenIds]
+_Encode: TypeAlias = Callable[[Sequence[str], bool], list[TokenIds]]
+"""(texts, whether special tokens are added to each) → ids of each."""
 
 _SEGMENT_CACHE_BYTES = 64 << 20
 
@@ -31,7 +34,10 @@ PROBE = (
 
 
 class Tokenizer:
-    """Thread-safe; `fastokens` and `tokenizers` release the GIL on long texts."""
+    """Thread-safe; `fastokens` and `tokenizers` release the GIL on long texts.
+
+    fast: whether `fastokens` is used. source: the text of tokenizer.json.
+    """
 
     def __init__(self, file: Path) -> None:
         try:
@@ -46,26 +52,40 @@ class Tokenizer:
         reference.no_padding()
         self._reference = reference
         fast = _fast_encoder(source, reference)
+        self.source = source
         self.fast = fast is not None
         self._encode: _Encode = fast or _reference_encoder(reference)
 
     def encode(self, text: str, add_special_tokens: bool) -> TokenIds:
-        """Ids of a text; special tokens that are written in it count as such, as in the engines."""
-        try:
-            return self._encode(text, add_special_tokens)
-        except UnicodeEncodeError:
-            raise Unroutable("lone_surrogate") from None
-        except Exception as error:  # what the libraries raise is not specified
-            raise Unroutable("tokenizer_failed", type(error).__name__) from None
+        """Ids of a text; special tokens that are written in it count as such, as in the engines.
+
+        Raises Unroutable where the text cannot be tokenized.
+        """
+        return self._encode_all((text,), add_special_tokens)[0]
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Ids of each text, as part of a prompt. Raises Unroutable as `encode` does."""
+        return self._encode_all(texts, add_special_tokens=False)
 
     def decode(self, ids: TokenIds) -> str:
         """Text of ids, special tokens left out."""
         return str(self._reference.decode(unpack_ids(ids), skip_special_tokens=True))
 
+    def _encode_all(self, texts: Sequence[str], add_special_tokens: bool) -> list[TokenIds]:
+        try:
+            return self._encode(texts, add_special_tokens)
+        except UnicodeEncodeError:
+            raise Unroutable("lone_surrogate") from None
+        except Exception as error:  # what the libraries raise is not specified
+            raise Unroutable("tokenizer_failed", type(error).__name__) from None
+
 
 def _reference_encoder(reference: tokenizers.Tokenizer) -> _Encode:
-    def encode(text: str, add_special_tokens: bool) -> TokenIds:
-        return pack_ids(reference.encode(text, add_special_tokens=add_special_tokens).ids)
+    def encode(texts: Sequence[str], add_special_tokens: bool) -> list[TokenIds]:
+        return [
+            pack_ids(reference.encode(text, add_special_tokens=add_special_tokens).ids)
+            for text in texts
+        ]
 
     return encode
 
@@ -79,13 +99,14 @@ def _fast_encoder(source: str, reference: tokenizers.Tokenizer) -> _Encode | Non
         fast.enable_segment_cache(_SEGMENT_CACHE_BYTES)
         encode_flat = fast.encode_batch_flat
 
-        def encode(text: str, add_special_tokens: bool) -> TokenIds:
-            ids, _ = encode_flat([text], add_special_tokens)
-            return TokenIds(ids)
+        def encode(texts: Sequence[str], add_special_tokens: bool) -> list[TokenIds]:
+            ids, packed = encode_flat(list(texts), add_special_tokens)
+            bounds = struct.unpack(f"<{len(texts) + 1}Q", packed)
+            return [TokenIds(ids[4 * start : 4 * end]) for start, end in pairwise(bounds)]
 
         expected = _reference_encoder(reference)
         specials = [token.content for token in reference.get_added_tokens_decoder().values()]
-        probe = PROBE + " ".join(specials) + "".join(specials)
+        probe = (PROBE + " ".join(specials) + "".join(specials), PROBE)
         for add_special_tokens in (False, True):
             if encode(probe, add_special_tokens) != expected(probe, add_special_tokens):
                 return None

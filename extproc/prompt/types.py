@@ -1,27 +1,51 @@
 """What a request asks to be computed: plain data, read from the body and not yet rendered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from enum import Enum, unique
 
+from extproc.prompt.rawarray import Json as Json
+from extproc.prompt.rawarray import RawArray
 from extproc.terms import KEY_BYTES, PackedKeys, TokenIds
 
-Json: TypeAlias = Any
-"""A JSON value as `msgspec` decodes it; its shape is the client's."""
+
+@unique
+class Dialect(Enum):
+    """Whose messages, tools and system texts they are."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    RESPONSES = "responses"
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Messages that a chat template turns into one text.
+    """Messages that a chat template turns into one text; all as sent, in their dialect.
 
-    messages: objects as sent. tools: None where there are none.
+    system: Anthropic's `system` or the Responses API's `instructions`; None where there is none.
+    tools: None where there are none.
     options: the keyword arguments of the template besides messages and tools.
+    settings: the raw JSON of system, tools and options: equal bytes mean equal values. None where
+        the chat did not come from a body.
     """
 
-    messages: Sequence[dict[str, Json]]
-    tools: Sequence[Json] | None = None
+    messages: RawArray
+    dialect: Dialect = Dialect.OPENAI
+    system: Json = None
+    tools: Json = None
     options: Mapping[str, Json] = field(default_factory=dict)
+    settings: bytes | None = None
     add_special_tokens: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        messages: Iterable[Json],
+        tools: Sequence[Json] | None = None,
+        options: Mapping[str, Json] | None = None,
+    ) -> "Chat":
+        """A chat of these OpenAI messages, which JSON must be able to hold."""
+        return cls(RawArray.of(messages), tools=tools, options=options or {})
 
 
 @dataclass(frozen=True, slots=True)

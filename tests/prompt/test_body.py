@@ -80,7 +80,12 @@ def test_body_that_no_engine_accepts_is_400(path: str, body: bytes, where: str) 
         (CHAT, b'{"model": "m"}', "no_messages"),
         (CHAT, b'{"messages": [], "chat_template": "x"}', "request_chat_template"),
         (CHAT, b'{"messages": [], "tools": []}', "tools_invalid"),
-        (CHAT, b'{"messages": [], "tools": ["f"]}', "tools_invalid"),
+        (CHAT, b'{"messages": [], "tools": {"f": 1}}', "tools_invalid"),
+        (
+            CHAT,
+            b'{"messages": [], "chat_template_kwargs": {"tools": 1}}',
+            "chat_template_kwargs_reserved",
+        ),
         (CHAT, b'{"messages": [], "chat_template_kwargs": 1}', "chat_template_kwargs_invalid"),
         (COMPLETIONS, b'{"model": "m"}', "no_prompt"),
         (COMPLETIONS, b'{"model": "m", "prompt": null}', "no_prompt"),
@@ -88,7 +93,7 @@ def test_body_that_no_engine_accepts_is_400(path: str, body: bytes, where: str) 
         (COMPLETIONS, b'{"model": "m", "prompt": [-1]}', "token_ids_invalid"),
         (COMPLETIONS, b'{"model": "m", "prompt": [1, 4294967296]}', "token_ids_invalid"),
         (COMPLETIONS, b'{"model": "m", "prompt": [1.5]}', "token_ids_invalid"),
-        ("/v1/embeddings", b'{"model": "m", "input": "text"}', "unsupported_path"),
+        ("/v1/embeddings", b'{"model": "m", "input": "text"}', "not_generative"),
     ],
 )
 def test_all_else_is_left_to_the_engine(path: str, body: bytes, reason: str) -> None:
@@ -100,7 +105,7 @@ def test_all_else_is_left_to_the_engine(path: str, body: bytes, reason: str) -> 
 def test_chat_keeps_messages_as_sent() -> None:
     content = chat().content
     assert isinstance(content, Chat)
-    assert content.messages == HELLO
+    assert content.messages.decoded() == HELLO
 
 
 def test_model_may_be_missing() -> None:

@@ -1,0 +1,182 @@
+"""The exact memo of a prompt: rendered text, cut at a special token, leads to keys already made.
+
+A special token ends what comes before it: the ids of a text are the ids of its pieces, one after
+another, if it is cut only where such a token begins. So a chained hash over the pieces stands for
+the ids of all of them, and for their block keys, and only pieces never seen are tokenized.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xxhash import xxh3_128_digest
+
+from extproc.prompt.blocks import block_keys
+from extproc.prompt.memo import Memo
+from extproc.stages import Stages
+from extproc.terms import KEY_BYTES, TOKEN_BYTES, BlockKey, PackedKeys, TokenIds
+
+_NODE_BYTES = 500
+"""About what one node takes besides its keys and ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A prompt up to the end of a piece.
+
+    digest: of all pieces so far, and of the root. parent: the piece before; None for the root.
+    keys: of the blocks that this piece filled. last: the key of the last full block, or the root.
+    rest: the ids after the last full block. tokens: of the prompt so far.
+    """
+
+    digest: bytes
+    parent: "Node | None"
+    keys: PackedKeys
+    last: BlockKey
+    rest: TokenIds
+    tokens: int
+
+    def all_keys(self) -> PackedKeys:
+        """The keys of the whole prompt so far, root first."""
+        parts = []
+        node: Node | None = self
+        while node is not None:
+            parts.append(node.keys)
+            node = node.parent
+        parts.reverse()
+        return PackedKeys(b"".join(parts))
+
+
+def root_node(root: BlockKey, block_size: int) -> Node:
+    """The empty prompt under this root."""
+    digest = root.to_bytes(8, "little") + block_size.to_bytes(8, "little")
+    return Node(digest, None, PackedKeys(b""), root, TokenIds(b""), 0)
+
+
+class PieceMemo:
+    """Prompts by their pieces, least recently used forgotten first. Thread-safe.
+
+    cut: the special token that begins a piece (see `safe_cuts`); None: every text is one piece.
+    encode: ids of each of these texts, without added special tokens.
+    """
+
+    def __init__(
+        self,
+        cut: str | None,
+        encode: Callable[[Sequence[str]], list[TokenIds]],
+        max_bytes: int,
+    ) -> None:
+        self._cut = cut.encode() if cut else None
+        self._encode = encode
+        self._nodes: Memo[bytes, Node] = Memo(max_bytes)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes are remembered now."""
+        return self._nodes.size
+
+    def split(self, text: str) -> list[bytes]:
+        """The pieces of a text, as UTF-8. Raises UnicodeEncodeError for a lone surrogate."""
+        data = text.encode()
+        cut = self._cut
+        if cut is None:
+            return [data]
+        head, *rest = data.split(cut)
+        return [head, *[cut + piece for piece in rest]] if head else [cut + p for p in rest]
+
+    def extend(self, node: Node, pieces: Sequence[bytes], block_size: int, stages: Stages) -> Node:
+        """The prompt of `node` and these pieces after it."""
+        with stages.stage("tokenize"):
+            known, digests = self._longest(node, pieces)
+            fresh = pieces[len(pieces) - len(digests) :]
+            ids = self._encode([piece.decode() for piece in fresh]) if fresh else []
+        with stages.stage("hash"):
+            node = known
+            for digest, piece_ids in zip(digests, ids, strict=True):
+                node = _grown(node, digest, piece_ids, block_size)
+            self._keep(node)
+        return node
+
+    def digest(self, node: Node, text: str) -> bytes:
+        """The digest that the prompt of `node` and this text after it has."""
+        digest = node.digest
+        for piece in self.split(text):
+            digest = xxh3_128_digest(digest + piece)
+        return digest
+
+    def find(self, digest: bytes) -> Node | None:
+        """The node of this digest, if it is still known."""
+        return self._nodes.get(digest)
+
+    def _longest(self, node: Node, pieces: Sequence[bytes]) -> tuple[Node, list[bytes]]:
+        """The longest known beginning, and the digests of the pieces after it."""
+        digest = node.digest
+        digests = []
+        for piece in pieces:
+            digest = xxh3_128_digest(digest + piece)
+            digests.append(digest)
+        for i in range(len(digests) - 1, -1, -1):
+            known = self._nodes.get(digests[i])
+            if known is not None:
+                return known, digests[i + 1 :]
+        return node, digests
+
+    def _keep(self, node: Node) -> None:
+        """Keep a node and what it grew from; a young node's parents are young."""
+        nodes = self._nodes
+        path = []
+        one: Node | None = node
+        while one is not None and one.parent is not None and not nodes.is_young(one.digest):
+            path.append(one)
+            one = one.parent
+        for one in reversed(path):
+            nodes.put(one.digest, one, _NODE_BYTES + len(one.keys) + len(one.rest))
+
+
+def _grown(node: Node, digest: bytes, ids: TokenIds, block_size: int) -> Node:
+    pending = TokenIds(node.rest + ids)
+    keys = block_keys(pending, node.last, block_size)
+    last = BlockKey(int.from_bytes(keys[-KEY_BYTES:], "little")) if keys else node.last
+    used = len(keys) // KEY_BYTES * block_size * TOKEN_BYTES
+    rest = TokenIds(pending[used:])
+    return Node(digest, node, keys, last, rest, node.tokens + len(ids) // TOKEN_BYTES)
+
+
+def safe_cuts(tokenizer_json: str) -> list[str]:
+    """The special tokens before which a text may be cut without changing its ids.
+
+    Those that are matched in the text as it comes (not normalised), wherever they stand, and whose
+    neighbours they leave alone: no `lstrip`, `rstrip` or `single_word`, and no other added token
+    that could contain them or take their first characters. None at all where the first piece of a
+    text is treated unlike the others (Metaspace with `prepend_scheme: first`).
+    """
+    spec = json.loads(tokenizer_json)
+    if _knows_first_piece(spec.get("pre_tokenizer")) or _knows_first_piece(spec.get("normalizer")):
+        return []
+    added = [token for token in spec.get("added_tokens") or [] if not token.get("normalized")]
+    return [
+        token["content"]
+        for token in added
+        if token.get("special")
+        and not (token.get("lstrip") or token.get("rstrip") or token.get("single_word"))
+        and token["content"].strip() == token["content"] != ""
+        and not any(
+            _disturbs(other["content"], token["content"]) for other in added if other is not token
+        )
+    ]
+
+
+def _disturbs(other: str, token: str) -> bool:
+    """Whether `other` can be matched so that `token`, standing in the text, is not."""
+    if token in other:
+        return True
+    return any(other.endswith(token[:size]) for size in range(1, min(len(other), len(token))))
+
+
+def _knows_first_piece(part: Any) -> bool:
+    if isinstance(part, dict):
+        if part.get("prepend_scheme") == "first":
+            return True
+        return any(map(_knows_first_piece, part.values()))
+    return isinstance(part, list) and any(map(_knows_first_piece, part))

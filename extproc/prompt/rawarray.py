@@ -1,0 +1,79 @@
+"""A JSON array of objects, cut into its items but not decoded: most of a body is known already."""
+
+from array import array
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any, TypeAlias
+
+import msgspec
+from xxhash import xxh3_128_digest
+
+Json: TypeAlias = Any
+"""A JSON value as `msgspec` decodes it; its shape is the client's."""
+
+_decode = msgspec.json.Decoder().decode
+
+
+class RawArray:
+    """Items of an array, each a slice of `data`; decoded and hashed only where asked.
+
+    known: how many leading items were seen in an earlier body, and the digest of all of them.
+    """
+
+    __slots__ = ("_data", "_digests", "_known", "_seen", "ends", "starts")
+
+    def __init__(
+        self,
+        data: bytes,
+        starts: "array[int]",
+        ends: "array[int]",
+        known: int = 0,
+        seen: bytes = b"",
+    ) -> None:
+        self._data = data
+        self.starts = starts
+        self.ends = ends
+        self._known = known
+        self._seen = seen
+        self._digests: list[bytes] | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[Json]) -> "RawArray":
+        """The array of these values."""
+        items = [msgspec.json.encode(value) for value in values]
+        ends = array("Q", accumulate(map(len, items)))
+        starts = array("Q", (end - len(item) for end, item in zip(ends, items, strict=True)))
+        return cls(b"".join(items), starts, ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def decoded(self, indices: Iterable[int] | None = None) -> list[Json]:
+        """The values of these items, or of all."""
+        wanted = range(len(self)) if indices is None else indices
+        data, starts, ends = self._data, self.starts, self.ends
+        return [_decode(data[starts[i] : ends[i]]) for i in wanted]
+
+    def digests(self) -> list[bytes]:
+        """Chained digests: the last one stands for all items, the one before for all but one, …
+
+        They go back to the last known item; `all_digests` goes back to the first.
+        """
+        if self._digests is None:
+            self._digests = self._chain(self._known, self._seen)
+            if self._known:
+                self._digests.insert(0, self._seen)
+        return self._digests
+
+    def all_digests(self) -> list[bytes]:
+        """The chained digest of items 0 to i, for every i."""
+        digests = self.digests()
+        return digests if len(digests) == len(self) else self._chain(0, b"")
+
+    def _chain(self, first: int, digest: bytes) -> list[bytes]:
+        data, starts, ends = self._data, self.starts, self.ends
+        digests = []
+        for i in range(first, len(ends)):
+            digest = xxh3_128_digest(digest + data[starts[i] : ends[i]])
+            digests.append(digest)
+        return digests

@@ -1,0 +1,271 @@
+"""JSON bodies, cut into fields and array items, with what was read before skipped.
+
+The next turn of a conversation begins with the bytes of the one before. A body whose first bytes
+are known up to the end of a message is read as if the known messages were not there.
+"""
+
+import json
+import re
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+from xxhash import xxh3_64, xxh3_128_digest
+
+from extproc.errors import BadRequest, HomingError, Unroutable
+from extproc.prompt.memo import Memo
+from extproc.prompt.rawarray import Json, RawArray
+
+_MIN_REMEMBERED = 32 << 10
+"""Bytes of the shortest body that is worth remembering."""
+
+_STRIDE = 16 << 10
+"""Bytes between the points at which a body is looked up."""
+
+_SIBLINGS = 8
+"""Known beginnings kept that part from each other within one stride."""
+
+_BEGINNING_BYTES = 400
+"""About what one known beginning takes, without the positions of its items."""
+
+_MEMO_BYTES = 32 << 20
+
+_OPEN = re.compile(rb"\s*\{\s*")
+_KEY = re.compile(rb'"([^"\\]*)"\s*:\s*')
+_COMMA = re.compile(rb"\s*,\s*")
+_NEXT = re.compile(rb"\s*([,}])\s*")
+_EMPTY = re.compile(rb"\[\s*\]")
+_CLOSE = re.compile(rb"\s*\]")
+
+_T = TypeVar("_T")
+
+_decode = msgspec.json.Decoder().decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Body:
+    """The fields of a body, decoded when asked for, and the items of its array."""
+
+    __slots__ = ("_fields", "items")
+
+    def __init__(self, fields: dict[str, msgspec.Raw], items: RawArray | None) -> None:
+        self._fields = fields
+        self.items = items
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def get(self, name: str) -> Json:
+        """The value of a field; None where it is absent. The array's own field is empty."""
+        raw = self._fields.get(name)
+        return None if raw is None else _decode(raw)
+
+    def raw(self, name: str) -> bytes:
+        """The JSON of a field, b"" where it is absent."""
+        raw = self._fields.get(name)
+        return b"" if raw is None else bytes(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """A body's first bytes up to the end of a message."""
+
+    size: int
+    digest: bytes
+    array_start: int
+    starts: "array[int]"
+    ends: "array[int]"
+    chained: bytes
+    """The digest of all items so far, see `RawArray.digests`."""
+
+
+class BodyReader:
+    """Reads bodies whose field `name` holds an array of objects.
+
+    Thread-safe. Keeps digests and positions of what it has read, and no text.
+    """
+
+    def __init__(self, name: str, memo_bytes: int = _MEMO_BYTES) -> None:
+        self._name = name
+        self._find = re.compile(rb'"%s"\s*:\s*\[\s*' % name.encode())
+        only = msgspec.defstruct(
+            "Only", [(name, list[msgspec.Raw] | msgspec.UnsetType, msgspec.UNSET)]
+        )
+        self._decode_array = msgspec.json.Decoder(only).decode
+        self._memo: Memo[int, tuple[_Beginning, ...]] = Memo(memo_bytes)
+
+    def read(self, body: bytes) -> Body:
+        """The body's fields and, where `name` holds an array, its items.
+
+        Raises BadRequest where the body is not a JSON object or an item of the array is none, and
+        Unroutable where only some engines can read it.
+        """
+        if len(body) < _MIN_REMEMBERED:
+            return self._read_all(body)
+        marks = _marks(body)
+        known = self._known(body, marks)
+        read = self._read_after(body, known) if known else None
+        if read is None:
+            read = self._read_all(body)
+        if read.items:
+            self._remember(body, marks, read.items)
+        return read
+
+    def _read_all(self, body: bytes) -> Body:
+        raws = _judged(body, self._decode_items)
+        if raws is None:
+            return read_fields(body)
+        for found in self._find.finditer(body):
+            read = self._cut(body, found.end(), raws)
+            if read is not None:
+                return read
+        raise Unroutable("json_dialect", f"{self._name} twice, or its name with escapes")
+
+    def _decode_items(self, body: bytes) -> list[msgspec.Raw] | None:
+        """The array's items; None where there is no array."""
+        try:
+            items = getattr(self._decode_array(body), self._name)
+        except msgspec.ValidationError:  # another type, or the body is no object
+            return None
+        return None if items is msgspec.UNSET else items
+
+    def _cut(self, body: bytes, array_start: int, raws: list[msgspec.Raw]) -> Body | None:
+        """Fields and items, if the array at `array_start` is the one of the items `raws`."""
+        starts, ends = array("Q"), array("Q")
+        at = array_start
+        for raw in raws:
+            data = bytes(raw)
+            if not body.startswith(data, at):
+                return None
+            if not data.startswith(b"{"):
+                raise BadRequest("must be an object", f"{self._name}[{len(starts)}]")
+            starts.append(at)
+            at += len(data)
+            ends.append(at)
+            comma = _COMMA.match(body, at)
+            at = comma.end() if comma else at
+        if not _CLOSE.match(body, at):
+            return None
+        rest = body[:array_start] + body[at:]
+        fields = _unique(rest, _decode_fields(rest))
+        if not _EMPTY.fullmatch(fields.get(self._name, b"")):  # of an object inside another field
+            return None
+        return Body(fields, RawArray(body, starts, ends))
+
+    def _known(self, body: bytes, marks: list[int]) -> _Beginning | None:
+        """The longest known beginning of the body."""
+        for mark in reversed(marks):
+            for known in self._memo.get(mark) or ():
+                if known.size < len(body) and known.digest == _digest(body, known.size):
+                    return known
+        return None
+
+    def _read_after(self, body: bytes, known: _Beginning) -> Body | None:
+        """The body, of which `known` is not read again; None where that cannot be done."""
+        comma = _COMMA.match(body, known.size)
+        resumed = comma.end() if comma else known.size
+        if not (comma or _CLOSE.match(body, resumed)):
+            return None
+        short = body[: known.array_start] + body[resumed:]
+        moved = len(body) - len(short)
+        try:
+            _check_utf8(short)
+            raws = self._decode_items(short)
+            read = None if raws is None else self._cut(short, known.array_start, raws)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, HomingError):
+            return None  # to be judged as a whole
+        if read is None or read.items is None or (comma and not read.items):
+            return None
+        read.items = RawArray(
+            body,
+            known.starts + array("Q", (start + moved for start in read.items.starts)),
+            known.ends + array("Q", (end + moved for end in read.items.ends)),
+            len(known.ends),
+            known.chained,
+        )
+        return read
+
+    def _remember(self, body: bytes, marks: list[int], items: RawArray) -> None:
+        size = items.ends[-1]
+        if size < _MIN_REMEMBERED:
+            return
+        mark = marks[size // _STRIDE - 1]
+        digest = _digest(body, size)
+        siblings = self._memo.get(mark) or ()
+        if any(known.digest == digest for known in siblings):
+            return
+        known = _Beginning(
+            size, digest, items.starts[0], items.starts, items.ends, items.digests()[-1]
+        )
+        kept = sorted((known, *siblings[: _SIBLINGS - 1]), key=lambda one: -one.size)
+        cost = sum(_BEGINNING_BYTES + 16 * len(one.ends) for one in kept)
+        self._memo.put(mark, tuple(kept), cost)
+
+
+def read_fields(body: bytes) -> Body:
+    """A body of which no array is cut. Raises as `BodyReader.read` does."""
+    try:
+        return Body(_judged(body, lambda body: _unique(body, _decode_fields(body))), None)
+    except msgspec.ValidationError:
+        raise BadRequest("the body must be a JSON object") from None
+
+
+def _judged(body: bytes, decode: Callable[[bytes], _T]) -> _T:
+    """Decode, and refuse what is not JSON even to Python's `json`, which reads the most."""
+    try:
+        _check_utf8(body)
+        return decode(body)
+    except msgspec.ValidationError:
+        raise
+    except RecursionError:
+        raise Unroutable("json_too_deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        value = json.loads(body)
+    except RecursionError:
+        raise Unroutable("json_too_deep") from None
+    except ValueError:
+        raise BadRequest("the body is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise BadRequest("the body must be a JSON object")
+    raise Unroutable("json_dialect")
+
+
+def _check_utf8(body: bytes) -> None:
+    if not body.isascii():
+        body.decode()
+
+
+def _marks(body: bytes) -> list[int]:
+    """Hashes of the body's first 1, 2, 3, … strides."""
+    hasher = xxh3_64()
+    view = memoryview(body)
+    marks = []
+    for at in range(0, len(body) - _STRIDE + 1, _STRIDE):
+        hasher.update(view[at : at + _STRIDE])
+        marks.append(hasher.intdigest())
+    return marks
+
+
+def _digest(body: bytes, size: int) -> bytes:
+    return xxh3_128_digest(memoryview(body)[:size])
+
+
+def _unique(body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """The fields of the object `body`, of which each is there once."""
+    at = _OPEN.match(body).end()  # type: ignore[union-attr]
+    for _ in fields:
+        key = _KEY.match(body, at)
+        raw = fields.get(key[1].decode()) if key else None
+        if key is None or raw is None:
+            raise Unroutable("json_dialect", "a field's name with escapes")
+        step = _NEXT.match(body, key.end() + memoryview(raw).nbytes)
+        if step is None:
+            break
+        at = step.end()
+    if fields and not (step and step[1] == b"}"):
+        raise Unroutable("json_dialect", "a field twice")
+    return fields

@@ -1,0 +1,172 @@
+"""One chat → one text: dialect, vLLM's rules, then the model's template."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import TypeAlias
+
+import msgspec
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from extproc.errors import Unroutable
+from extproc.prompt.dialects import (
+    inline_system_texts,
+    is_local,
+    leading_messages,
+    to_chat,
+    tools_of,
+)
+from extproc.prompt.normalise import developer_as_system, normalise_messages, normalise_tools
+from extproc.prompt.template import ChatTemplate
+from extproc.prompt.types import Chat, Dialect, Json
+
+Messages: TypeAlias = list[dict[str, Json]]
+
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+
+
+class Templates:
+    """A model's templates: the default one, and perhaps one for requests with tools."""
+
+    def __init__(self, named: Mapping[str, ChatTemplate]) -> None:
+        self._named = dict(named)
+        self.merges_system = any(_refuses_inline_system(each.source) for each in named.values())
+        self.disabled_effort = self._disabled_effort()
+
+    def choose(self, has_tools: bool) -> ChatTemplate:
+        """The template for a request. Raises Unroutable where the model has none."""
+        template = self._named.get("tool_use") if has_tools else None
+        template = template or self._named.get("default")
+        if template is None:
+            raise Unroutable("no_chat_template")
+        return template
+
+    def __iter__(self) -> Iterator[ChatTemplate]:
+        return iter(self._named.values())
+
+    def _disabled_effort(self) -> str:
+        """The reasoning effort of Anthropic's `thinking: disabled`.
+
+        "low" where the template refuses or ignores "none" (vLLM 0.32.0, anthropic/serving.py,
+        `_probe_disabled_thinking_effort`).
+        """
+        none = self._probe("none")
+        if none is None or any(self._probe(effort) == none for effort in _EFFORTS):
+            return "low"
+        return "none"
+
+    def _probe(self, effort: str) -> str | None:
+        options = {
+            "reasoning_effort": effort,
+            "enable_thinking": effort != "none",
+            "add_generation_prompt": True,
+        }
+        messages = normalise_messages([{"role": "user", "content": "Hi"}])
+        try:
+            return self.choose(False).render(messages, None, options)
+        except Unroutable:
+            return None
+
+
+class Rendering:
+    """How one chat is rendered, whole or in part: its template, tools and options are settled.
+
+    An item is one element of the chat's array; it becomes one message, or several (Anthropic).
+    """
+
+    def __init__(self, chat: Chat, templates: Templates) -> None:
+        self.chat = chat
+        self.tools = normalise_tools(tools_of(chat))
+        self.template = templates.choose(self.tools is not None)
+        self.options = _with_effort(chat, templates.disabled_effort)
+        self._merges_system = chat.dialect is Dialect.ANTHROPIC and templates.merges_system
+        self._leading = leading_messages(chat)
+
+    @property
+    def has_leading(self) -> bool:
+        """Whether a system message comes before the chat's own."""
+        return bool(self._leading)
+
+    def settings(self) -> bytes:
+        """Bytes that are equal only for equal renderings of equal messages."""
+        chat = self.chat
+        given = chat.settings
+        if given is None:
+            given = msgspec.json.encode([chat.system, chat.tools, self.options])
+        return b"%s %d " % (chat.dialect.value.encode(), id(self.template)) + given
+
+    def items(self, indices: Iterable[int] | None = None) -> list[Messages]:
+        """The messages of each of these items, or of all, as the template gets them."""
+        decoded = self.chat.messages.decoded(indices)
+        dialect, parts = self.chat.dialect, self.template.takes_parts
+        if dialect is Dialect.OPENAI:
+            return [[message] for message in normalise_messages(decoded, parts)]
+        return [normalise_messages(to_chat(dialect, [item]), parts) for item in decoded]
+
+    def whole(self, items: list[Messages] | None) -> str:
+        """The text of the whole prompt; items: those of `items()`, if they are local."""
+        leading = self._leading
+        parts = self.template.takes_parts
+        if items is not None:
+            messages = list(chain.from_iterable(items))
+        else:
+            decoded = self.chat.messages.decoded()
+            if self._merges_system and (texts := inline_system_texts(decoded)):
+                first = leading[0]["content"] if leading else ""
+                leading = [{"role": "system", "content": first + "".join(texts)}]
+            chat = to_chat(self.chat.dialect, decoded, self._merges_system)
+            messages = normalise_messages(chat, parts)
+        messages = normalise_messages(leading, parts) + messages
+        if not self.template.knows_developer:
+            messages = developer_as_system(messages)
+        return self.template.render(messages, self.tools, self.options)
+
+    def part(self, items: Iterable[Messages], opens_answer: bool) -> str:
+        """The text of a chat of these items only; opens_answer: with what begins the answer."""
+        messages = normalise_messages(self._leading, self.template.takes_parts)
+        messages.extend(chain.from_iterable(items))
+        options = self.options if opens_answer else self.options | {"add_generation_prompt": False}
+        return self.template.render(messages, self.tools, options)
+
+    def are_local(self) -> bool:
+        """Whether each item becomes messages on its own, at least if `is_local` says so of it."""
+        return is_local(self.chat.dialect)
+
+    def is_local(self, item: Messages) -> bool:
+        """Whether an item stays where it stands, whatever else is in the chat."""
+        for message in item:
+            role = message["role"]
+            if role == "developer" and not self.template.knows_developer:
+                return False
+            if role == "system" and self._merges_system:
+                return False
+        return True
+
+
+def _with_effort(chat: Chat, disabled: str) -> dict[str, Json]:
+    options = dict(chat.options)
+    if chat.dialect is Dialect.ANTHROPIC and options.get("reasoning_effort") == "none":
+        options["reasoning_effort"] = disabled
+        if "enable_thinking" in options and options["enable_thinking"] is False:
+            options["enable_thinking"] = disabled != "none"
+    return options
+
+
+def _refuses_inline_system(source: str) -> bool:
+    """Whether system messages must come first (vLLM 0.32.0, `_detect_merge_inline_system`).
+
+    The environment of that probe has none of transformers' functions, so a template that calls one
+    of them there counts as refusing.
+    """
+    sandbox = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    messages = [{"role": role, "content": "t"} for role in ("system", "user") * 2]
+    try:
+        sandbox.from_string(source).render(messages=messages, add_generation_prompt=False)
+    except TemplateError:
+        return True
+    except Exception:  # vLLM would not start
+        return True
+    return False

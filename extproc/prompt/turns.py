@@ -1,0 +1,355 @@
+"""The memo by message prefix: a known turn's text is not rendered again, only what came after it.
+
+Let `a` be the last message of a known turn (a user message, or the answer of a tool) and A the text
+up to its end. Let C be the few messages that what follows `a` may look back at: the system message,
+the last question, the calls that `a` answers, and `a`. With B = render(C) and S = render(C and what
+came after `a`), the new prompt is A + S[len(B):], if the template is as local as templates usually
+are. That is not taken on trust: it is used only for shapes of chats (which kinds of messages, in
+which order) whose first prompts were equal to the whole rendering, it is checked again by sample,
+and one difference turns it off for that shape.
+"""
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from threading import Lock
+from typing import TypeAlias
+
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
+
+from extproc.errors import Unroutable
+from extproc.prompt.memo import Memo
+from extproc.prompt.pieces import Node, PieceMemo
+from extproc.prompt.rawarray import RawArray
+from extproc.prompt.renderer import Messages, Rendering
+from extproc.prompt.template import ChatTemplate
+from extproc.prompt.types import Json
+from extproc.stages import Stages
+
+_log = logging.getLogger(__name__)
+
+_CHECKS = 3
+"""Whole renderings that a shape must equal before it is used."""
+
+_SAMPLE = 64
+"""One prompt in so many of a used shape is checked again."""
+
+_MAX_KINDS = 200
+_MAX_SHAPES = 2_000
+_MAX_AFTER = 40
+"""Messages after the known turn (runs of one kind count as one) that a shape tells apart."""
+
+_MAX_AUDITS = 4
+"""Sampled prompts that wait to be checked; a further one makes a request check one itself."""
+
+_TURN_BYTES = 500
+
+Shape: TypeAlias = tuple[object, ...]
+"""What decides whether a template is local: template, tools, options, kinds of messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is known about a prompt up to the end of its message `a`.
+
+    node: the digest of its last piece that is complete. tail: the text after that piece.
+    context: the indices of the items of C. size, digest: of the text B.
+    question: the index of the last user message, -1 where there is none.
+    kinds: of all messages so far, one bit each.
+    """
+
+    node: bytes
+    tail: str
+    context: tuple[int, ...]
+    size: int
+    digest: int
+    question: int
+    kinds: int
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the memo did; only ever grows."""
+
+    used: int = 0
+    checked: int = 0
+    different: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Audit:
+    rendering: Rendering
+    base: Node
+    shape: Shape
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A prompt as a known turn gives it: `node`, and `text` after it.
+
+    items: of the turn's context and of all after its `a`, by index.
+    """
+
+    turn: Turn
+    after: int
+    node: Node
+    text: str
+    items: dict[int, Messages]
+    shape: Shape
+
+
+class TurnMemo:
+    """Known turns of one model. Thread-safe; bounded in bytes, least recently used forgotten."""
+
+    def __init__(self, pieces: PieceMemo, cut: str, max_bytes: int) -> None:
+        self._pieces = pieces
+        self._cut = cut
+        self._turns: Memo[bytes, Turn] = Memo(max_bytes)
+        self._shapes: dict[Shape, int] = {}
+        self._kinds: dict[tuple[object, ...], int] = {}
+        self._audits: deque[_Audit] = deque()
+        self._lock = Lock()
+        self.counts = Counts()
+
+    @property
+    def size(self) -> int:
+        """About how many bytes are remembered now."""
+        return self._turns.size
+
+    def encode(self, rendering: Rendering, base: Node, block_size: int, stages: Stages) -> Node:
+        """The prompt under the root `base`, by way of a known turn where there is one.
+
+        Raises Unroutable where the template fails, UnicodeEncodeError for a lone surrogate.
+        """
+        with stages.stage("render"):
+            clock = rendering.template.clock()
+            start = xxh3_128_digest(b"%s%r" % (base.digest, clock) + rendering.settings())
+            guess = self._guess(rendering, base, start)
+            if guess is not None and (
+                self._shapes.get(guess.shape, 0) < _CHECKS or rendering.template.clock() != clock
+            ):
+                checked, guess = guess, None
+            else:
+                checked = None
+            if guess is None:
+                items = rendering.items() if rendering.are_local() else None
+                if items is not None and not all(map(rendering.is_local, items)):
+                    items = None
+                text = rendering.whole(items)
+        if guess is not None:
+            return self._use(guess, rendering, base, block_size, start, stages)
+        node = self._pieces.extend(base, self._pieces.split(text), block_size, stages)
+        with stages.stage("remember"):
+            if checked is not None:
+                equal = self._pieces.digest(checked.node, checked.text) == node.digest
+                self._judge(checked.shape, equal)
+            if items is not None and rendering.template.clock() == clock:
+                turns = dict(enumerate(items))
+                self._learn(rendering, start, turns, None, (base, text, node))
+        return node
+
+    def audit(self) -> bool:
+        """Check one sampled prompt against its whole rendering; False where none waits.
+
+        Costs a whole rendering: to be called off the path of requests.
+        """
+        try:
+            audit = self._audits.popleft()
+        except IndexError:
+            return False
+        rendering = audit.rendering
+        items = rendering.items()
+        self._judge(
+            audit.shape, self._pieces.digest(audit.base, rendering.whole(items)) == audit.digest
+        )
+        return True
+
+    def _use(
+        self,
+        guess: _Guess,
+        rendering: Rendering,
+        base: Node,
+        block_size: int,
+        start: bytes,
+        stages: Stages,
+    ) -> Node:
+        pieces = self._pieces.split(guess.text)
+        node = self._pieces.extend(guess.node, pieces, block_size, stages)
+        with stages.stage("remember"):
+            self._learn(rendering, start, guess.items, guess, (guess.node, guess.text, node))
+        self.counts.used += 1
+        if self.counts.used % _SAMPLE == 0 and not rendering.template.clock():
+            if len(self._audits) >= _MAX_AUDITS:
+                self.audit()
+            self._audits.append(_Audit(rendering, base, guess.shape, node.digest))
+        return node
+
+    def _guess(self, rendering: Rendering, base: Node, start: bytes) -> _Guess | None:
+        found = self._find(rendering.chat.messages, start)
+        if found is None:
+            return None
+        after, turn = found
+        node = base if turn.node == base.digest else self._pieces.find(turn.node)
+        if node is None:
+            return None
+        indices = [*turn.context, *range(after + 1, len(rendering.chat.messages))]
+        items = dict(zip(indices, rendering.items(indices), strict=True))
+        shape = self._shape(rendering, turn, items)
+        if shape is None or self._shapes.get(shape, 0) < 0:
+            return None
+        try:
+            text = rendering.part(items.values(), opens_answer=True)
+        except Unroutable:
+            self._judge(shape, equal=False)
+            return None
+        if xxh3_64_intdigest(text[: turn.size].encode()) != turn.digest:
+            self._judge(shape, equal=False)
+            return None
+        return _Guess(turn, after, node, turn.tail + text[turn.size :], items, shape)
+
+    def _find(self, messages: RawArray, start: bytes) -> tuple[int, Turn] | None:
+        """The latest known turn that these messages begin with, and the index of its `a`."""
+        digests = messages.digests()
+        while True:
+            for i in range(1, len(digests) + 1):
+                turn = self._turns.get(start + digests[-i])
+                if turn is not None:
+                    return len(messages) - i, turn
+            if len(digests) == len(messages):
+                return None
+            digests = messages.all_digests()
+
+    def _shape(self, rendering: Rendering, turn: Turn, items: dict[int, Messages]) -> Shape | None:
+        if not all(map(rendering.is_local, items.values())):
+            return None
+        kinds: list[tuple[int, bool]] = []
+        for item in items.values():
+            for message in item:
+                kind = self._kind(rendering.template, message)
+                if kind is None:
+                    return None
+                if kinds and kinds[-1][0] == kind:
+                    kinds[-1] = (kind, True)
+                else:
+                    kinds.append((kind, False))
+        if len(kinds) > _MAX_AFTER:
+            return None
+        options = xxh3_64_intdigest(repr(sorted(rendering.options.items())).encode())
+        tools = rendering.tools is not None
+        return id(rendering.template), tools, options, turn.kinds, tuple(kinds)
+
+    def _kind(self, template: ChatTemplate, message: dict[str, Json]) -> int | None:
+        """A number for all messages that the template may treat alike; None: too many kinds."""
+        content = message["content"]
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        key = (
+            *message,
+            message["role"],
+            min(len(message.get("tool_calls", ())), 2),
+            bool(message.get("reasoning")),
+            bool(text),
+            *[marker in text for marker in template.markers],
+        )
+        kind = self._kinds.get(key)
+        if kind is None:
+            with self._lock:
+                if len(self._kinds) >= _MAX_KINDS:
+                    return None
+                kind = self._kinds.setdefault(key, len(self._kinds))
+        return kind
+
+    def _learn(
+        self,
+        rendering: Rendering,
+        start: bytes,
+        items: dict[int, Messages],
+        guess: _Guess | None,
+        prompt: tuple[Node, str, Node],
+    ) -> None:
+        """Remember this prompt up to its last question or answer of a tool.
+
+        items: by index, in order; all of the chat, or those of a guess. prompt: a node, the text
+        after it, and the node of the whole prompt.
+        """
+        ends = {i: item[-1]["role"] for i, item in items.items() if item}
+        a = max((i for i, role in ends.items() if role in ("user", "tool")), default=-1)
+        if a <= (guess.after if guess else -1):
+            return
+        question = max((i for i, role in ends.items() if role == "user"), default=-1)
+        context = _context(ends, a, question, rendering.has_leading)
+        kinds = guess.turn.kinds if guess else 0
+        for i, item in items.items():
+            if i <= a:
+                for message in item:
+                    kind = self._kind(rendering.template, message)
+                    if kind is None:
+                        return
+                    kinds |= 1 << kind
+        try:
+            known = rendering.part([items[i] for i in context], opens_answer=False)
+            later = [items[i] for i in items if i in context or i > a]
+            opened = rendering.part(later, opens_answer=True)
+        except Unroutable:
+            return
+        before, text, node = prompt
+        rest = opened[len(known) :]
+        if not (opened.startswith(known) and text.endswith(rest)):
+            return
+        text_of_a = text[: len(text) - len(rest)]
+        cut = text_of_a.rfind(self._cut)
+        if cut >= 0:
+            for _ in range(text.count(self._cut, cut)):
+                assert node.parent is not None
+                node = node.parent
+        else:
+            node, cut = before, 0
+        messages = rendering.chat.messages
+        digests = messages.digests()
+        if len(messages) - a > len(digests):
+            digests = messages.all_digests()
+        tail = text_of_a[cut:]
+        turn = Turn(
+            node.digest,
+            tail,
+            context,
+            len(known),
+            xxh3_64_intdigest(known.encode()),
+            question,
+            kinds,
+        )
+        self._turns.put(start + digests[a - len(messages)], turn, _TURN_BYTES + 4 * len(tail))
+
+    def _judge(self, shape: Shape, equal: bool) -> None:
+        """Count a comparison; a difference turns the shape off for good."""
+        with self._lock:
+            checks = self._shapes.get(shape)
+            if checks is None and len(self._shapes) >= _MAX_SHAPES:
+                return
+            self.counts.checked += 1
+            if equal:
+                if checks is None or checks >= 0:
+                    self._shapes[shape] = (checks or 0) + 1
+                return
+            self.counts.different += 1
+            self._shapes[shape] = -1
+        if checks is None or checks >= 0:
+            _log.info("chat template is not local for a shape of chats; it is rendered whole")
+
+
+def _context(ends: dict[int, str], a: int, question: int, has_leading: bool) -> tuple[int, ...]:
+    """The indices of what messages after `a` may look back at.
+
+    ends: the role of each item's last message.
+    """
+    context = set()
+    if not has_leading and ends.get(0) in ("system", "developer"):
+        context.add(0)
+    if question >= 0:
+        context.add(question)
+    first = a
+    if ends[a] == "tool":
+        while first > question + 1 and first - 1 in ends and ends[first] != "assistant":
+            first -= 1
+    context.update(range(first, a + 1))
+    return tuple(sorted(context))
