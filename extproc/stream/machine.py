@@ -336,7 +336,8 @@ class Stream:
             is_body = part is Part.REQUEST_BODY
             if pick is not None and not answers:
                 streamed = (data, flags) if is_body and duplex else None
-                answer = build_picked(part, pick, self._remove, body, streamed)
+                remove = self._remove if part is Part.REQUEST_HEADERS else ()
+                answer = build_picked(part, pick, remove, body, streamed)
             elif is_body and body is not None and not duplex:
                 answer = build_replaced(body)
             else:
