@@ -208,6 +208,10 @@ class Config(Section):
     explain: bool = False
     """Adds `x-homing-why` to every answer: how the request was placed and what was known of it."""
 
+    conformance: bool = False
+    """Lets clients choose the endpoint by the header `test-epp-endpoint-selection`, and tells them
+    who answered: what a conformance suite needs, and no production does."""
+
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The engines, by the models that they serve."""
 

@@ -40,7 +40,7 @@ from extproc.envoy.filter import ext_proc
 from extproc.envoy.names import ENGINES_CLUSTER
 from extproc.envoy.text import to_yaml
 from extproc.errors import ConfigError
-from extproc.stream.headers import CONTROL_HEADERS, OWN_PREFIX
+from extproc.stream.headers import CONFORMANCE_SELECTION, CONTROL_HEADERS, OWN_PREFIX
 
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 """Only what no engine has seen: plain `reset` would run a generation twice."""
@@ -65,7 +65,7 @@ def bootstrap(config: Config) -> Bootstrap:
     return Bootstrap(
         admin=Admin(address=socket_address(options.admin)) if options.admin else None,
         static_resources=BootstrapStaticResources(
-            listeners=[_listener(options)],
+            listeners=[_listener(options, _client_header_removal(config))],
             clusters=[
                 pickers_cluster(_picker_addresses(config)),
                 engines_cluster(_engines(config), options.buffer_limit_bytes),
@@ -93,7 +93,7 @@ def _engines(config: Config) -> list[str]:
     return list(dict.fromkeys(endpoints))
 
 
-def _listener(options: EnvoyOptions) -> Listener:
+def _listener(options: EnvoyOptions, removal: HeaderMutation) -> Listener:
     return Listener(
         name="clients",
         address=socket_address(options.listen),
@@ -104,7 +104,7 @@ def _listener(options: EnvoyOptions) -> Listener:
                 filters=[
                     Filter(
                         name="envoy.filters.network.http_connection_manager",
-                        typed_config=Any.pack(_connection_manager(options)),
+                        typed_config=Any.pack(_connection_manager(options, removal)),
                     )
                 ]
             )
@@ -112,7 +112,7 @@ def _listener(options: EnvoyOptions) -> Listener:
     )
 
 
-def _connection_manager(options: EnvoyOptions) -> HttpConnectionManager:
+def _connection_manager(options: EnvoyOptions, removal: HeaderMutation) -> HttpConnectionManager:
     idle = timedelta(seconds=options.idle_timeout_s)
     return HttpConnectionManager(
         stat_prefix="clients",
@@ -124,7 +124,7 @@ def _connection_manager(options: EnvoyOptions) -> HttpConnectionManager:
         early_header_mutation_extensions=[
             TypedExtensionConfig(
                 name="envoy.http.early_header_mutation.header_mutation",
-                typed_config=Any.pack(_client_header_removal()),
+                typed_config=Any.pack(removal),
             )
         ],
         route_config=_routes(idle),
@@ -135,11 +135,15 @@ def _connection_manager(options: EnvoyOptions) -> HttpConnectionManager:
     )
 
 
-def _client_header_removal() -> HeaderMutation:
-    """A client must steer no request, least of all when the picker is down."""
+def _client_header_removal(config: Config) -> HeaderMutation:
+    """A client must steer no request, least of all when the picker is down.
+
+    A conformance suite may name endpoints: that header is left for Homing to read and remove.
+    """
+    left = {CONFORMANCE_SELECTION} if config.conformance else set()
     return HeaderMutation(
         mutations=[
-            *(Mutation(remove=name) for name in sorted(CONTROL_HEADERS)),
+            *(Mutation(remove=name) for name in sorted(CONTROL_HEADERS - left)),
             Mutation(
                 remove_on_match=HeaderMutationRemoveOnMatch(
                     key_matcher=StringMatcher(prefix=OWN_PREFIX)

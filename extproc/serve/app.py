@@ -54,10 +54,11 @@ class App:
             metrics=self.metrics,
             tracer=self._tracer,
             explain=settings.explain,
+            conformance=settings.conformance,
         )
         self.processor = Processor(
             picker,
-            StreamSettings(max_body_bytes=limits.max_body_bytes),
+            StreamSettings(max_body_bytes=limits.max_body_bytes, conformance=settings.conformance),
             HOLD_TIMEOUT_S,
             self.metrics,
         )

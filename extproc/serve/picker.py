@@ -13,6 +13,7 @@ from time import monotonic
 from extproc.errors import BadRequest, NoEndpoint, Unroutable
 from extproc.index import Depths
 from extproc.routing import Ranking, Turn
+from extproc.serve.conformance import chosen
 from extproc.serve.encoder import Encoded, Encoder
 from extproc.serve.placed import Placed
 from extproc.serve.pool import Pool
@@ -43,6 +44,7 @@ class Picker:
         metrics: Metrics,
         tracer: Tracer | None,
         explain: bool,
+        conformance: bool,
     ) -> None:
         self._pools = pools
         self._encoder = encoder
@@ -50,6 +52,7 @@ class Picker:
         self._metrics = metrics
         self._tracer = tracer
         self._explain = explain
+        self._conformance = conformance
         self._once = LogOnce(logger)
         self._turns = itertools.count()
 
@@ -84,6 +87,8 @@ class Picker:
     ) -> tuple[Pick, Placed]:
         pool = encoded.pool if encoded else self._pools()[0]
         candidates = eligible(pool.instances, request.subset)
+        if self._conformance:
+            candidates = chosen(candidates, request.headers)
         now = monotonic()
         with stages.stage("match"):
             chains = encoded.chains if encoded else ()

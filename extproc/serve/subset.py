@@ -1,6 +1,6 @@
 """The proxy's subset hint: which instances may be picked at all (PROTOCOLS.md §2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from extproc.errors import NoEndpoint
 from extproc.serve.pool import Instance
@@ -9,23 +9,27 @@ from extproc.serve.pool import Instance
 def eligible(instances: Sequence[Instance], subset: Sequence[str] | None) -> Sequence[Instance]:
     """The instances that the hint allows: all without a hint.
 
-    subset: entries `ip:port`, or an ip that stands for all its ports (IPv6 with or without
-        brackets). Raises NoEndpoint where none is left.
+    subset: entries as `matching` reads them. Raises NoEndpoint where none is left.
     """
-    if subset is None:
-        left = instances
-    else:
-        wanted = {entry.strip() for entry in subset}
-        left = [
-            instance
-            for instance in instances
-            if instance.endpoint in wanted or not wanted.isdisjoint(_addresses(instance))
-        ]
+    left = instances if subset is None else matching(instances, subset)
     if not left:
         raise NoEndpoint(
             "no endpoint is listed" if not instances else "the subset hint leaves no endpoint"
         )
     return left
+
+
+def matching(instances: Iterable[Instance], entries: Iterable[str]) -> list[Instance]:
+    """The instances that the entries name, in their own order.
+
+    entries: `ip:port`, or an ip that stands for all its ports (IPv6 with or without brackets).
+    """
+    wanted = {entry.strip() for entry in entries}
+    return [
+        instance
+        for instance in instances
+        if instance.endpoint in wanted or not wanted.isdisjoint(_addresses(instance))
+    ]
 
 
 def _addresses(instance: Instance) -> tuple[str, str]:
