@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sized
 from pathlib import Path
+from typing import Literal
 
-from extproc.config import Config, Model, Pool
+from extproc.config import Config, Model, Pool, TlsFiles
 from extproc.errors import ConfigError, Unroutable
 from extproc.prompt import Chat, Prompt, ServedModel
 from extproc.terms import TOKEN_BYTES
@@ -37,11 +38,21 @@ def describe(config: Config, path: Path) -> str:
 
 def _globals(config: Config) -> Iterator[tuple[str, str]]:
     limits, tracing = config.limits, config.tracing
-    yield "ext_proc", config.listen
+    yield "ext_proc", f"{config.listen}, {_tls(config.tls)}"
     yield "admin", config.admin or "off"
     yield "log", config.log.kind
     yield "tracing", f"{tracing.otlp_endpoint}, {tracing.sample_ratio:.0%}" if tracing else "off"
     yield "limits", f"bodies {limits.max_body_bytes:,} bytes, picks {limits.pick_timeout_ms} ms"
+
+
+def _tls(tls: Literal["off", "self-signed"] | TlsFiles | None) -> str:
+    match tls:
+        case TlsFiles():
+            return f"TLS with {tls.cert}" + (", clients' too" if tls.client_ca else "")
+        case "self-signed":
+            return "TLS, self-signed"
+        case _:
+            return "no TLS"
 
 
 def _pool_title(pool: Pool) -> str:

@@ -3,25 +3,31 @@
 from extproc.config.load import load_config
 from extproc.config.model import (
     Config,
+    Drain,
     EnvoyOptions,
+    EnvoyTls,
     Instance,
     Limits,
     Log,
     MemoryLog,
     Model,
     Pool,
+    TlsFiles,
     Tracing,
 )
 
 __all__ = [
     "Config",
+    "Drain",
     "EnvoyOptions",
+    "EnvoyTls",
     "Instance",
     "Limits",
     "Log",
     "MemoryLog",
     "Model",
     "Pool",
+    "TlsFiles",
     "Tracing",
     "load_config",
 ]

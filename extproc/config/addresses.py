@@ -39,6 +39,11 @@ def parse_listen(address: str) -> str:
     return join_endpoint(*split_endpoint(address))
 
 
+def is_local(address: str) -> bool:
+    """Whether only this machine reaches what listens there: a unix socket, or loopback."""
+    return address.startswith(UNIX_PREFIX) or ip_address(split_endpoint(address)[0]).is_loopback
+
+
 def join_endpoint(host: str, port: int) -> str:
     """`ip:port`, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -2,7 +2,8 @@
 
 from collections.abc import Hashable, Iterable, Iterator
 
-from extproc.config.model import Config, Pool
+from extproc.config.addresses import is_local
+from extproc.config.model import Config, EnvoyTls, Pool, TlsFiles
 from extproc.config.source import FieldPath, Finding, spell_field
 
 
@@ -15,6 +16,8 @@ def check(config: Config) -> Iterator[Finding]:
         yield from _check_instances(("pools", p), pool)
         yield from _check_files(("pools", p), pool)
     yield from _check_limits(config)
+    yield from _check_tls(config)
+    yield from _check_envoy_tls(config.envoy.tls)
 
 
 def _model_names(config: Config) -> Iterator[tuple[FieldPath, str]]:
@@ -65,6 +68,31 @@ def _check_limits(config: Config) -> Iterator[Finding]:
             f"{envoy.message_timeout_ms} leaves no time for limits.pick_timeout_ms"
             f" ({config.limits.pick_timeout_ms}); Envoy would give up first",
         )
+
+
+def _check_tls(config: Config) -> Iterator[Finding]:
+    if config.tls is None and not is_local(config.listen):
+        yield Finding(
+            ("listen",),
+            f'"{config.listen}" can be reached from other machines; add one of'
+            " tls: {cert: FILE, key: FILE}, tls: self-signed and tls: off",
+        )
+    if isinstance(config.tls, TlsFiles):
+        # Here, because it takes a tenth of a second, and most commands have no use for it.
+        from extproc.config.certificates import CertificateError, read_certificate
+
+        try:
+            read_certificate(config.tls)
+        except CertificateError as error:
+            yield Finding(("tls", error.field), error.what)
+
+
+def _check_envoy_tls(tls: EnvoyTls) -> Iterator[Finding]:
+    if tls.name and not tls.ca:
+        yield Finding(("envoy", "tls", "name"), "is not verified without envoy.tls.ca")
+    if bool(tls.cert) != bool(tls.key):
+        given, absent = ("cert", "key") if tls.cert else ("key", "cert")
+        yield Finding(("envoy", "tls", given), f"needs envoy.tls.{absent} too")
 
 
 def _duplicates(named: Iterable[tuple[FieldPath, Hashable]], what: str) -> Iterator[Finding]:

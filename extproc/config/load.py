@@ -80,7 +80,8 @@ def _field_path(loc: tuple[int | str, ...], data: Any) -> FieldPath:
         present = (isinstance(data, dict) and part in data) or isinstance(data, tuple)
         if present:
             data = data[part]
-        if present or position == len(loc) - 1:
+        missing = position == len(loc) - 1 and isinstance(data, dict)
+        if present or missing:
             path.append(part)
     return tuple(path)
 
@@ -122,6 +123,8 @@ def _words(error: ErrorDetails, field: FieldPath) -> str:
             return "must not be empty"
         case "literal_error":
             expected = context["expected"].replace("'", '"')
+            if keys := _keys_at(field):
+                expected += f", or a mapping with {_quoted(keys)}"
             return f"must be {expected}, not {found}"
         case _:
             return f"{error['msg']}, not {found}"

@@ -10,7 +10,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
 )
 
@@ -65,6 +67,8 @@ ByteCount: TypeAlias = Annotated[int, Field(ge=1, le=1024 * MIB)]
 """gRPC and Envoy count sizes in 32 bits."""
 Seconds: TypeAlias = Annotated[int, Field(ge=1, le=86_400)]
 Milliseconds: TypeAlias = Annotated[int, Field(ge=1, le=600_000)]
+Patience: TypeAlias = Annotated[float, Field(ge=0, le=86_400)]
+"""Seconds; 0 is none."""
 
 
 class Model(Section):
@@ -161,6 +165,60 @@ class Limits(Section):
     """Longest time that a pick may take before the request is routed by load."""
 
 
+class TlsFiles(Section):
+    """A certificate from files, which are read again when they change."""
+
+    cert: FilePath
+    """The certificate and those between it and its root, PEM, its own first."""
+
+    key: FilePath
+    """Its private key, PEM, without a passphrase."""
+
+    client_ca: FilePath | None = None
+    """Roots of the certificates that clients must show (mutual TLS), PEM; none is asked for if not
+    given."""
+
+
+def _kind_of_tls(value: object) -> str:
+    return "files" if isinstance(value, dict | TlsFiles) else "word"
+
+
+Tls: TypeAlias = Annotated[
+    Annotated[Literal["off", "self-signed"], Tag("word")] | Annotated[TlsFiles, Tag("files")],
+    Discriminator(_kind_of_tls),
+]
+
+
+class Drain(Section):
+    """How `homing serve` ends after SIGTERM. Together less than what the platform waits before it
+    kills (Kubernetes: `terminationGracePeriodSeconds`, 30)."""
+
+    delay_s: Patience = 5.0
+    """How long new requests are still taken after readiness was withdrawn: as long as proxies may
+    need to notice."""
+
+    timeout_s: Patience = 20.0
+    """How long open requests may then still take. At the end those that wait go on without a pick,
+    and only an answer whose body passes through Homing (`FULL_DUPLEX_STREAMED`) is cut."""
+
+
+class EnvoyTls(Section):
+    """How Envoy meets Homing's TLS; paths are those of Envoy's machine."""
+
+    ca: FilePath | None = None
+    """Roots of Homing's certificate, PEM. The connection is encrypted but not verified if not
+    given, as for `self-signed`."""
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """The DNS name that Homing's certificate must have; needs `ca`. Any name if not given."""
+
+    cert: FilePath | None = None
+    """Envoy's own certificate, PEM, where Homing has `client_ca`."""
+
+    key: FilePath | None = None
+    """Its private key, PEM."""
+
+
 class EnvoyOptions(Section):
     """What `homing envoy-config` writes; `homing serve` reads none of it."""
 
@@ -172,6 +230,9 @@ class EnvoyOptions(Section):
 
     pickers: tuple[PeerAddress, ...] = ()
     """Where Envoy reaches Homing, an entry a process; `listen` if empty."""
+
+    tls: EnvoyTls = EnvoyTls()
+    """How Envoy meets Homing's TLS; not used where Homing has none."""
 
     request_body_mode: Literal["BUFFERED", "FULL_DUPLEX_STREAMED"] = "BUFFERED"
     """How Envoy sends request bodies. With `BUFFERED` a crash of Homing loses no request;
@@ -196,6 +257,11 @@ class Config(Section):
     """Where Homing serves ext_proc: `ip:port`, `[ipv6]:port` or `unix:/path`; port 0 is any free
     one."""
 
+    tls: Tls | None = None
+    """TLS on `listen`: a mapping with `cert` and `key`, `self-signed` (a new certificate at each
+    start, for proxies that verify none) or `off`. Off if not given, where `listen` is loopback or a
+    unix socket; needed everywhere else."""
+
     admin: ListenAddress | None = None
     """Where Homing serves metrics, health and its state over HTTP; nowhere if not given."""
 
@@ -217,6 +283,9 @@ class Config(Section):
 
     limits: Limits = Limits()
     """What Homing does not go beyond."""
+
+    drain: Drain = Drain()
+    """How `homing serve` ends."""
 
     envoy: EnvoyOptions = EnvoyOptions()
     """What `homing envoy-config` writes."""

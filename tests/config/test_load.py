@@ -1,9 +1,17 @@
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from pydantic import ValidationError
 
-from extproc.config import Config, Limits, MemoryLog, load_config
+from extproc.config import Config, Drain, EnvoyTls, Limits, MemoryLog, TlsFiles, load_config
+from extproc.errors import ConfigError
+from tests.config.cases import certificates
 
 SMALL = """
 pools:
@@ -14,11 +22,13 @@ pools:
 
 FULL = """
 listen: "[::1]:9002"
+tls: {cert: tls.crt, key: tls.key, client_ca: ca.crt}
 admin: unix:/run/homing/admin.sock
 log: {kind: memory}
 tracing: {otlp_endpoint: "http://127.0.0.1:4317", sample_ratio: 0}
 explain: true
 limits: {max_body_bytes: 1000, pick_timeout_ms: 50}
+drain: {delay_s: 0, timeout_s: 1.5}
 pools:
   - name: main
     block_size: 32
@@ -36,6 +46,7 @@ envoy:
   listen: 0.0.0.0:80
   admin: 127.0.0.1:9901
   pickers: ["127.0.0.1:9002", "unix:/run/homing/1.sock"]
+  tls: {ca: ca.crt, name: homing.example, cert: envoy.crt, key: envoy.key}
   request_body_mode: FULL_DUPLEX_STREAMED
   buffer_limit_bytes: 5000000
   message_timeout_ms: 500
@@ -48,6 +59,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "tok").mkdir()
     (tmp_path / "tok" / "tokenizer.json").write_text("{}")
     (tmp_path / "tok" / "chat.jinja").write_text("")
+    for name, pem in certificates().items():
+        (tmp_path / name).write_bytes(pem)
     return tmp_path
 
 
@@ -60,11 +73,14 @@ def load(folder: Path, text: str) -> Config:
 def test_a_pool_is_all_that_a_file_needs(folder: Path) -> None:
     config = load(folder, SMALL)
     assert config.listen == "127.0.0.1:9002"
+    assert config.tls is None
     assert config.admin is None
     assert config.tracing is None
     assert config.explain is False
     assert config.log == MemoryLog(kind="memory")
     assert config.limits == Limits(max_body_bytes=32 * 1024 * 1024, pick_timeout_ms=150)
+    assert config.drain == Drain(delay_s=5, timeout_s=20)
+    assert config.envoy.tls == EnvoyTls()
     (pool,) = config.pools
     assert (pool.block_size, pool.prefill_rate, pool.capacity_blocks) == (16, 16_000.0, 32_768)
     assert pool.models[0].aliases == ()
@@ -74,21 +90,45 @@ def test_a_pool_is_all_that_a_file_needs(folder: Path) -> None:
 def test_every_field_is_read(folder: Path) -> None:
     config = load(folder, FULL)
     assert config.listen == "[::1]:9002"
+    assert config.tls == TlsFiles(
+        cert=folder / "tls.crt", key=folder / "tls.key", client_ca=folder / "ca.crt"
+    )
     assert config.admin == "unix:/run/homing/admin.sock"
     assert config.tracing is not None
     assert config.tracing.otlp_endpoint == "http://127.0.0.1:4317"
     assert config.tracing.sample_ratio == 0.0
     assert config.explain is True
     assert (config.limits.max_body_bytes, config.limits.pick_timeout_ms) == (1000, 50)
+    assert (config.drain.delay_s, config.drain.timeout_s) == (0, 1.5)
     (pool,) = config.pools
     assert (pool.name, pool.block_size, pool.prefill_rate) == ("main", 32, 20_000.0)
     assert (pool.models[0].name, pool.models[0].aliases) == ("qwen", ("q", "3"))
     envoy = config.envoy
     assert (envoy.listen, envoy.admin) == ("0.0.0.0:80", "127.0.0.1:9901")
     assert envoy.pickers == ("127.0.0.1:9002", "unix:/run/homing/1.sock")
+    assert (envoy.tls.ca, envoy.tls.name) == (folder / "ca.crt", "homing.example")
+    assert (envoy.tls.cert, envoy.tls.key) == (folder / "envoy.crt", folder / "envoy.key")
     assert envoy.request_body_mode == "FULL_DUPLEX_STREAMED"
     assert (envoy.buffer_limit_bytes, envoy.message_timeout_ms) == (5_000_000, 500)
     assert envoy.idle_timeout_s == 60
+
+
+@pytest.mark.parametrize("words", ["off", "self-signed"])
+def test_tls_can_be_a_word(folder: Path, words: str) -> None:
+    assert load(folder, f"listen: 0.0.0.0:9002\ntls: {words}\n{SMALL}").tls == words
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "unix:/run/1"])
+def test_what_only_this_machine_reaches_needs_no_tls(folder: Path, listen: str) -> None:
+    assert load(folder, f'listen: "{listen}"\n{SMALL}').tls is None
+
+
+def test_a_key_with_a_passphrase_is_named_and_not_shown(folder: Path) -> None:
+    key = load_pem_private_key(certificates()["tls.key"], None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
+    (folder / "tls.key").write_bytes(locked)
+    with pytest.raises(ConfigError, match=r"tls\.key: .*tls\.key has a passphrase; write it"):
+        load(folder, f"tls: {{cert: tls.crt, key: tls.key}}\n{SMALL}")
 
 
 def test_paths_are_relative_to_the_file_that_names_them(
