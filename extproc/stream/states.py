@@ -140,7 +140,7 @@ held          holding  .               .            hold>holding     whole>ended
 held          asking   .               .            hold>asking      hold>ended   let_go>passing  hold>ended
 held          passing  .               .            pass>passing     pass>done    .               pass>done
 
-overridden    idle     pass>waiting    empty>ended  .                .            .               .
+overridden    idle     pass>waiting    .            .                .            .               .
 overridden    waiting  .               .            unseen>asking    whole>ended  .               unseen>ended
 overridden    asking   .               .            hold>asking      hold>ended   let_go>passing  hold>ended
 overridden    passing  .               .            pass>passing     pass>done    .               pass>done
