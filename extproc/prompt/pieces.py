@@ -17,6 +17,9 @@ from extproc.prompt.memo import Memo
 from extproc.stages import Stages
 from extproc.terms import KEY_BYTES, TOKEN_BYTES, BlockKey, PackedKeys, TokenIds
 
+_UNCUT = b"\xff"
+"""Begins a piece that no cut does; no UTF-8 text has this byte."""
+
 _NODE_BYTES = 500
 """About what one node takes besides its keys and ids."""
 
@@ -76,51 +79,53 @@ class PieceMemo:
         """About how many bytes are remembered now."""
         return self._nodes.size
 
-    def split(self, text: str) -> list[bytes]:
-        """The pieces of a text, as UTF-8. Raises UnicodeEncodeError for a lone surrogate."""
-        data = text.encode()
-        cut = self._cut
-        if cut is None:
-            return [data]
-        head, *rest = data.split(cut)
-        return [head, *[cut + piece for piece in rest]] if head else [cut + p for p in rest]
+    def extend(self, node: Node, text: str, block_size: int, stages: Stages) -> Node:
+        """The prompt of `node` and this text after it; `node` must end where a piece does.
 
-    def extend(self, node: Node, pieces: Sequence[bytes], block_size: int, stages: Stages) -> Node:
-        """The prompt of `node` and these pieces after it."""
+        Raises UnicodeEncodeError for a lone surrogate, Unroutable where the tokenizer fails.
+        """
         with stages.stage("tokenize"):
-            known, digests = self._longest(node, pieces)
-            fresh = pieces[len(pieces) - len(digests) :]
-            ids = self._encode([piece.decode() for piece in fresh]) if fresh else []
+            pieces = self._split(text)
+            digests = _digests(node.digest, pieces)
+            first, node = self._longest(node, digests)
+            fresh = [self._text(piece) for piece in pieces[first:]]
+            ids = self._encode(fresh) if fresh else []
         with stages.stage("hash"):
-            node = known
-            for digest, piece_ids in zip(digests, ids, strict=True):
+            for digest, piece_ids in zip(digests[first:], ids, strict=True):
                 node = _grown(node, digest, piece_ids, block_size)
             self._keep(node)
         return node
 
     def digest(self, node: Node, text: str) -> bytes:
         """The digest that the prompt of `node` and this text after it has."""
-        digest = node.digest
-        for piece in self.split(text):
-            digest = xxh3_128_digest(digest + piece)
-        return digest
+        return [node.digest, *_digests(node.digest, self._split(text))][-1]
 
     def find(self, digest: bytes) -> Node | None:
         """The node of this digest, if it is still known."""
         return self._nodes.get(digest)
 
-    def _longest(self, node: Node, pieces: Sequence[bytes]) -> tuple[Node, list[bytes]]:
-        """The longest known beginning, and the digests of the pieces after it."""
-        digest = node.digest
-        digests = []
-        for piece in pieces:
-            digest = xxh3_128_digest(digest + piece)
-            digests.append(digest)
-        for i in range(len(digests) - 1, -1, -1):
-            known = self._nodes.get(digests[i])
+    def _split(self, text: str) -> list[bytes]:
+        """The pieces of a text, as UTF-8, without the cut; what has none before it is marked."""
+        data = text.encode()
+        pieces = data.split(self._cut) if self._cut else [data]
+        if pieces[0]:
+            pieces[0] = _UNCUT + pieces[0]
+        else:
+            del pieces[0]
+        return pieces
+
+    def _text(self, piece: bytes) -> str:
+        if piece.startswith(_UNCUT):
+            return piece[1:].decode()
+        return (self._cut + piece).decode() if self._cut else ""
+
+    def _longest(self, node: Node, digests: list[bytes]) -> tuple[int, Node]:
+        """How many of these digests are known, and the node of the last of them."""
+        for count in range(len(digests), 0, -1):
+            known = self._nodes.get(digests[count - 1])
             if known is not None:
-                return known, digests[i + 1 :]
-        return node, digests
+                return count, known
+        return 0, node
 
     def _keep(self, node: Node) -> None:
         """Keep a node and what it grew from; a young node's parents are young."""
@@ -132,6 +137,14 @@ class PieceMemo:
             one = one.parent
         for one in reversed(path):
             nodes.put(one.digest, one, _NODE_BYTES + len(one.keys) + len(one.rest))
+
+
+def _digests(digest: bytes, pieces: list[bytes]) -> list[bytes]:
+    digests = []
+    for piece in pieces:
+        digest = xxh3_128_digest(digest + piece)
+        digests.append(digest)
+    return digests
 
 
 def _grown(node: Node, digest: bytes, ids: TokenIds, block_size: int) -> Node:

@@ -17,6 +17,8 @@ _decode = msgspec.json.Decoder().decode
 class RawArray:
     """Items of an array, each a slice of `data`; decoded and hashed only where asked.
 
+    data: the items in order, with commas and blanks between them.
+
     known: how many leading items were seen in an earlier body, and the digest of all of them.
     """
 
@@ -41,18 +43,22 @@ class RawArray:
     def of(cls, values: Iterable[Json]) -> "RawArray":
         """The array of these values."""
         items = [msgspec.json.encode(value) for value in values]
-        ends = array("Q", accumulate(map(len, items)))
-        starts = array("Q", (end - len(item) for end, item in zip(ends, items, strict=True)))
-        return cls(b"".join(items), starts, ends)
+        ends = array("Q", accumulate(len(item) + 1 for item in items))
+        starts = array("Q", (end - len(item) - 1 for end, item in zip(ends, items, strict=True)))
+        return cls(b",".join(items), starts, array("Q", (end - 1 for end in ends)))
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def decoded(self, indices: Iterable[int] | None = None) -> list[Json]:
         """The values of these items, or of all."""
-        wanted = range(len(self)) if indices is None else indices
         data, starts, ends = self._data, self.starts, self.ends
-        return [_decode(data[starts[i] : ends[i]]) for i in wanted]
+        if indices is None:
+            if not ends:
+                return []
+            values: list[Json] = _decode(b"[%b]" % data[starts[0] : ends[-1]])
+            return values
+        return [_decode(data[starts[i] : ends[i]]) for i in indices]
 
     def digests(self) -> list[bytes]:
         """Chained digests: the last one stands for all items, the one before for all but one, …

@@ -144,8 +144,8 @@ class ServedModel:
                 node = self._turns.encode(rendering, base, block_size, stages)
             else:
                 with stages.stage("render"):
-                    pieces = self._pieces.split(rendering.whole(None))
-                node = self._pieces.extend(base, pieces, block_size, stages)
+                    text = rendering.whole(None)
+                node = self._pieces.extend(base, text, block_size, stages)
         except UnicodeEncodeError:
             raise Unroutable("lone_surrogate") from None
         return Chain(node.all_keys(), node.tokens)

@@ -139,7 +139,7 @@ class TurnMemo:
                 text = rendering.whole(items)
         if guess is not None:
             return self._use(guess, rendering, base, block_size, start, stages)
-        node = self._pieces.extend(base, self._pieces.split(text), block_size, stages)
+        node = self._pieces.extend(base, text, block_size, stages)
         with stages.stage("remember"):
             if checked is not None:
                 equal = self._pieces.digest(checked.node, checked.text) == node.digest
@@ -174,8 +174,7 @@ class TurnMemo:
         start: bytes,
         stages: Stages,
     ) -> Node:
-        pieces = self._pieces.split(guess.text)
-        node = self._pieces.extend(guess.node, pieces, block_size, stages)
+        node = self._pieces.extend(guess.node, guess.text, block_size, stages)
         with stages.stage("remember"):
             self._learn(rendering, start, guess.items, guess, (guess.node, guess.text, node))
         self.counts.used += 1

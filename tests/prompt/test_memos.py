@@ -1,0 +1,221 @@
+"""Results are the same with memos on, off, tiny, shared by threads and under eviction."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc.errors import Unroutable
+from extproc.prompt import Chain, Chat, Prompt, ServedModel, root_seed
+from extproc.prompt.memo import Memo
+from extproc.prompt.pieces import safe_cuts
+from extproc.stages import Stages
+from tests.prompt.conversations import OPTIONS, TOOLS, growing, tool_round
+from tests.prompt.families import FAMILIES, load
+
+ROOT = root_seed(secret=b"secret", model="m", block_size=4)
+SLOW = FAMILIES[1:]
+EACH_FAMILY = ["qwen3", *[pytest.param(name, marks=pytest.mark.slow) for name in SLOW]]
+TINY = 40_000
+
+
+def encoded(model: ServedModel, chat: Chat) -> tuple[Chain, ...] | str:
+    try:
+        return model.encode(Prompt(chat), ROOT, 4, Stages())
+    except Unroutable as unroutable:
+        return unroutable.reason
+
+
+@pytest.mark.parametrize("name", EACH_FAMILY)
+def test_chains_do_not_depend_on_what_is_remembered(name: str) -> None:
+    off = load(name, memo_bytes=0)
+    models = [load(name), load(name, message_prefixes=False), load(name, memo_bytes=TINY)]
+    for seed in range(60):
+        random = Random(seed)
+        for chat in growing(random, random.randint(1, 8)):
+            expected = encoded(off, chat)
+            assert [encoded(model, chat) for model in models] == [expected] * 3, f"seed {seed}"
+
+
+def plain_turns(random: Random, turns: int, tools: bool) -> list[Chat]:
+    """Conversations of few shapes, so that known turns are used early."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": "rules " * 20}]
+    chats = []
+    for number in range(turns):
+        messages.append({"role": "user", "content": f"question {random.random()}"})
+        chats.append(Chat.of(messages, TOOLS if tools else None, OPTIONS[0]))
+        while tools and random.random() < 0.6:
+            call, found = tool_round(random, number, 1)
+            call["content"], found["content"] = "I look it up", f"found {random.random()}"
+            for reasoning in ("reasoning", "reasoning_content"):
+                call.pop(reasoning, None)
+            messages += [call, found]
+            chats.append(Chat.of(messages, TOOLS, OPTIONS[0]))
+        messages.append({"role": "assistant", "content": f"answer {random.random()}"})
+    return chats
+
+
+@pytest.mark.parametrize(
+    ("name", "tools"),
+    [
+        ("qwen3", False),
+        ("qwen3", True),
+        *[
+            pytest.param(name, tools, marks=pytest.mark.slow)
+            for name in SLOW
+            for tools in (False, True)
+            if not (name == "gemma3" and tools)  # it has none
+        ],
+    ],
+)
+def test_known_turns_are_used_and_change_nothing(name: str, tools: bool) -> None:
+    off, on = load(name, memo_bytes=0), load(name)
+    for seed in range(20):
+        for chat in plain_turns(Random(seed), 8, tools):
+            assert encoded(on, chat) == encoded(off, chat) != "template_failed"
+    assert on.counts.used > 100
+    assert on.counts.different == 0
+
+
+def test_known_turn_is_not_rendered_again(qwen3: ServedModel) -> None:
+    model = load("qwen3")
+    for seed in range(5):
+        for chat in plain_turns(Random(seed), 3, tools=False):
+            encoded(model, chat)
+    before = model.counts.used
+    first, second = plain_turns(Random(99), 2, tools=False)
+    encoded(model, first)
+    encoded(model, second)
+    assert model.counts.used == before + 1
+
+
+def test_memos_stay_within_their_bytes() -> None:
+    model = load("qwen3", memo_bytes=TINY)
+    for seed in range(30):
+        for chat in growing(Random(seed), 6):
+            encoded(model, chat)
+            assert model.memo_size <= TINY
+
+
+NOT_LOCAL = (
+    "{% set ns = namespace(n=0) %}{% for m in messages %}"
+    "<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
+    "{% endif %}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+LOOKS_AHEAD = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content if loop.revindex < 4 else m.content[:3] }}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [NOT_LOCAL, LOOKS_AHEAD])
+def test_template_that_is_not_local_is_found_out(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text(source)
+    on = load("qwen3", file)
+    off = load("qwen3", file, memo_bytes=0)
+    for seed in range(10):
+        for chat in plain_turns(Random(seed), 8, tools=False):
+            assert encoded(on, chat) == encoded(off, chat)
+    assert on.counts.different > 0
+
+
+def test_sampled_turns_are_checked_off_the_path() -> None:
+    model = load("qwen3")
+    seed = 0
+    while model.counts.used < 64:
+        for chat in plain_turns(Random(seed), 8, tools=False):
+            encoded(model, chat)
+        seed += 1
+    checked = model.counts.checked
+    assert model.audit()
+    assert model.counts.checked == checked + 1
+    assert not model.audit()
+
+
+def test_threads_share_the_memos() -> None:
+    model, off = load("qwen3", memo_bytes=400_000), load("qwen3", memo_bytes=0)
+    chats = [chat for seed in range(8) for chat in growing(Random(seed), 8)]
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda chat: encoded(model, chat), chats * 3))
+    assert results == [encoded(off, chat) for chat in chats] * 3
+
+
+def test_other_settings_never_share_a_turn() -> None:
+    """Tools, options, salt (in the root) and dialect are part of what a turn is known by."""
+    model, off = load("qwen3"), load("qwen3", memo_bytes=0)
+    for seed in range(6):
+        for chat in plain_turns(Random(seed), 4, tools=False):
+            for tools in (None, TOOLS, TOOLS[:1]):
+                for options in OPTIONS:
+                    other = Chat(chat.messages, tools=tools, options=options)
+                    assert encoded(model, other) == encoded(off, other)
+
+
+def test_date_of_a_template_is_never_remembered(tmp_path: Path) -> None:
+    file = tmp_path / "dated.jinja"
+    file.write_text(
+        "<|im_start|>system\n{{ strftime_now('%d %b') }}<|im_end|>\n{% for m in messages %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    day = datetime(2026, 1, 1)
+    on = load("qwen3", file, now=lambda: day)
+    off = load("qwen3", file, memo_bytes=0, now=lambda: day)
+    chats = [chat for seed in range(5) for chat in plain_turns(Random(seed), 6, tools=False)]
+    for number, chat in enumerate(chats):
+        day = datetime(2026, 1, 1 + number // 10)
+        assert encoded(on, chat) == encoded(off, chat)
+    assert on.counts.used > 0
+
+
+def added(content: str, **flags: bool) -> dict[str, Any]:
+    return {"content": content, "special": True, "normalized": False} | flags
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cuts"),
+    [
+        ([added("<a>"), added("<b>")], ["<a>", "<b>"]),
+        ([added("<a>", lstrip=True), added("<b>", rstrip=True)], []),
+        ([added("<a>", single_word=True), added("<b>", normalized=True)], []),
+        ([added("<a>", special=False), added("<b>")], ["<b>"]),
+        ([added("<a>"), added("x<a>y")], ["x<a>y"]),
+        ([added("ab"), added("ca")], ["ca"]),
+        ([added("<a>"), added("<a>b")], ["<a>b"]),
+        ([added(" <a>"), added("")], []),
+    ],
+)
+def test_text_is_cut_only_where_ids_do_not_change(tokens: Any, cuts: list[str]) -> None:
+    assert safe_cuts(json.dumps({"added_tokens": tokens})) == cuts
+
+
+def test_text_is_not_cut_where_the_first_piece_is_special() -> None:
+    first = {"type": "Metaspace", "prepend_scheme": "first"}
+    nested = {"type": "Sequence", "pretokenizers": [first]}
+    assert safe_cuts(json.dumps({"added_tokens": [added("<a>")], "pre_tokenizer": nested})) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 60)), max_size=200))
+@settings(deadline=None)
+def test_memo_keeps_its_bound_and_what_was_put_last(puts: list[tuple[int, int]]) -> None:
+    memo: Memo[int, int] = Memo(200)
+    costs: dict[int, int] = {}
+    for key, cost in puts:
+        memo.put(key, key, cost)
+        costs[key] = cost
+        assert memo.get(key) == key
+        assert memo.size <= 200
+        held = sum(cost for key, cost in costs.items() if memo.get(key) is not None)
+        assert held <= 200
+
+
+def test_memo_keeps_nothing_larger_than_its_half() -> None:
+    memo: Memo[int, int] = Memo(200)
+    memo.put(1, 1, 101)
+    assert memo.get(1) is None
