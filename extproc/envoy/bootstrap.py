@@ -68,7 +68,7 @@ def bootstrap(config: Config) -> Bootstrap:
             listeners=[_listener(options, _client_header_removal(config))],
             clusters=[
                 pickers_cluster(_picker_addresses(config)),
-                engines_cluster(_engines(config), options.buffer_limit_bytes),
+                engines_cluster(_engines(config)),
             ],
         ),
     )
@@ -116,7 +116,7 @@ def _connection_manager(options: EnvoyOptions, removal: HeaderMutation) -> HttpC
     idle = timedelta(seconds=options.idle_timeout_s)
     return HttpConnectionManager(
         stat_prefix="clients",
-        # Clients' own x-envoy-* headers, such as x-envoy-retry-on, are dropped.
+        # The engine is told who asks (x-forwarded-for), and no client can tell it otherwise.
         use_remote_address=True,
         stream_idle_timeout=idle,
         # HTTP/1 trailers reach no filter without it.

@@ -78,9 +78,8 @@ def pickers_cluster(addresses: list[str]) -> Cluster:
             HealthCheck(
                 timeout=_HEALTH_INTERVAL,
                 interval=_HEALTH_INTERVAL,
-                # Without traffic Envoy checks every 60 s, and sends the first requests nowhere.
+                # Without traffic Envoy checks every 60 s.
                 no_traffic_interval=_HEALTH_INTERVAL,
-                no_traffic_healthy_interval=_HEALTH_INTERVAL,
                 unhealthy_threshold=2,
                 healthy_threshold=1,
                 grpc_health_check=HealthCheckGrpcHealthCheck(service_name=_EXT_PROC_SERVICE),
@@ -99,8 +98,8 @@ def pickers_cluster(addresses: list[str]) -> Cluster:
     )
 
 
-def engines_cluster(endpoints: list[str], buffer_limit_bytes: int) -> Cluster:
-    """All engines. The picked one is taken from the metadata, else from the header.
+def engines_cluster(endpoints: list[str]) -> Cluster:
+    """All engines. The picked one is taken from the metadata, which no client can set.
 
     Without a pick, or when no picked endpoint is left to try, the least loaded of two.
     """
@@ -108,7 +107,6 @@ def engines_cluster(endpoints: list[str], buffer_limit_bytes: int) -> Cluster:
         name=ENGINES_CLUSTER,
         type=ClusterDiscoveryType.STATIC,
         connect_timeout=_CONNECT_TIME,
-        per_connection_buffer_limit_bytes=buffer_limit_bytes,
         load_assignment=_assignment(ENGINES_CLUSTER, endpoints),
         load_balancing_policy=_policy(
             "override_host",
@@ -119,7 +117,6 @@ def engines_cluster(endpoints: list[str], buffer_limit_bytes: int) -> Cluster:
                             key=METADATA_NAMESPACE, path=[MetadataKeyPathSegment(key=DESTINATION)]
                         )
                     ),
-                    OverrideHostOverrideHostSource(header=DESTINATION),
                 ],
                 fallback_policy=_policy("least_request", LeastRequest()),
             ),

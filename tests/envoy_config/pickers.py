@@ -15,8 +15,8 @@ EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 @asynccontextmanager
 async def homing(settings: Config) -> AsyncIterator[str]:
-    """Homing in this process, on a free port; gives its address."""
-    app = App(settings.model_copy(update={"listen": "127.0.0.1:0"}))
+    """Homing in this process; gives its address. Port 0 of `listen` is any free one."""
+    app = App(settings)
     port = await app.start()
     try:
         yield f"127.0.0.1:{port}"

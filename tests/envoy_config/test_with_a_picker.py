@@ -19,6 +19,7 @@ from tests.envoy_config.running import Envoy, Upstream, running_envoy, upstreams
 
 MODES = ("BUFFERED", "FULL_DUPLEX_STREAMED")
 MIB = 1024 * 1024
+FREE = "127.0.0.1:0"
 
 UNREAD = "/v1/audio/transcriptions"
 """A path whose bodies say nothing about a prefix."""
@@ -37,7 +38,7 @@ async def picked(
     async with AsyncExitStack() as stack:
         engines = await stack.enter_async_context(upstreams("a", "b"))
         endpoints = [*(engine.endpoint for engine in engines), *dead]
-        picker = await stack.enter_async_context(homing(config(endpoints)))
+        picker = await stack.enter_async_context(homing(config(endpoints, listen=FREE)))
         settings = config(
             endpoints,
             pickers=[picker],
@@ -130,7 +131,7 @@ async def test_more_than_1024_answers_can_be_under_way(tmp_path: Path) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=count).start()
     engine = f"127.0.0.1:{runner.addresses[0][1]}"
-    async with homing(config([engine])) as picker:
+    async with homing(config([engine], listen=FREE)) as picker:
         settings = config([engine], pickers=[picker])
         async with (
             running_envoy(bootstrap_yaml(settings), tmp_path) as envoy,
@@ -151,6 +152,17 @@ async def test_more_than_1024_answers_can_be_under_way(tmp_path: Path) -> None:
 async def _status(http: aiohttp.ClientSession, path: str) -> int:
     async with http.get(path) as answer:
         return answer.status
+
+
+async def test_a_picker_is_found_and_missed_without_any_traffic(tmp_path: Path) -> None:
+    with dead_port() as picker:
+        pass
+    settings = config(["127.0.0.1:1"], listen=picker)
+    async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
+        await envoy.until("cluster.homing.membership_healthy", 0)
+        async with homing(settings):
+            await envoy.until("cluster.homing.membership_healthy", 1)
+        await envoy.until("cluster.homing.membership_healthy", 0)
 
 
 @pytest.mark.parametrize(("mode", "status"), [("BUFFERED", 200), ("FULL_DUPLEX_STREAMED", 500)])
