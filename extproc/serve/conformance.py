@@ -19,11 +19,9 @@ def chosen(instances: Sequence[Instance], headers: Mapping[str, str]) -> Sequenc
     Entries are written as in a subset hint; unknown ones are skipped, since the suite sends one
     list to the pickers of several pools. Raises NoEndpoint where none is left.
     """
-    entries = [
-        entry for entry in headers.get(CONFORMANCE_SELECTION, "").split(",") if entry.strip()
-    ]
-    if not entries:
+    named = headers.get(CONFORMANCE_SELECTION, "")
+    if not named.strip(" ,"):
         return instances
-    if left := matching(instances, entries):
+    if left := matching(instances, [named]):
         return left
     raise NoEndpoint(f"{CONFORMANCE_SELECTION} leaves no endpoint")

@@ -22,9 +22,10 @@ def eligible(instances: Sequence[Instance], subset: Sequence[str] | None) -> Seq
 def matching(instances: Iterable[Instance], entries: Iterable[str]) -> list[Instance]:
     """The instances that the entries name, in their own order.
 
-    entries: `ip:port`, or an ip that stands for all its ports (IPv6 with or without brackets).
+    entries: `ip:port`, or an ip that stands for all its ports (IPv6 with or without brackets);
+        several with commas between them, as some proxies write them into one item of a list.
     """
-    wanted = {entry.strip() for entry in entries}
+    wanted = {part.strip() for entry in entries for part in entry.split(",")}
     return [
         instance
         for instance in instances
