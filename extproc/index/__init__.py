@@ -15,9 +15,10 @@ from extproc.index.facts import (
     Source,
     Tier,
 )
-from extproc.index.prefix import Depths, IndexStats, PrefixIndex
+from extproc.index.prefix import Bounds, Depths, IndexStats, PrefixIndex
 
 __all__ = [
+    "Bounds",
     "Capacity",
     "Cleared",
     "Depths",

@@ -40,6 +40,9 @@ class Held(Struct, frozen=True, tag="held"):
     From PICK and ANSWER it asserts the whole chain from the root: every ancestor is marked and
     touched. From EVENT and CORRECTION it asserts only `keys`. A parent that is in no edge: nothing
     is filed, and it is counted.
+
+    tenant: whose bound counts the blocks; "" for none. A tenant's chains are its own (its name is
+    part of their root), so the first fact of a chain settles whose it is.
     """
 
     instance: InstanceId
@@ -47,6 +50,7 @@ class Held(Struct, frozen=True, tag="held"):
     parent: BlockKey
     keys: PackedKeys
     source: Source
+    tenant: str = ""
 
 
 class Dropped(Struct, frozen=True, tag="dropped"):

@@ -1,14 +1,12 @@
 """The prefix index: facts in, cached blocks of a prompt per instance out."""
 
-from collections import Counter
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
-from itertools import count
+from collections import Counter, deque
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import xxhash
 
-from extproc.index.cover import leading, ones
+from extproc.index.cover import encode, lead, ones
 from extproc.index.facts import (
     Capacity,
     Cleared,
@@ -21,15 +19,35 @@ from extproc.index.facts import (
     Source,
     Tier,
 )
-from extproc.index.tree import PLANES, Edge, Tree, common_prefix
-from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, InstanceId, PackedKeys
+from extproc.index.instance import TIERS, Instance
+from extproc.index.keys import common_prefix, key_sum, reverse, same_keys
+from extproc.index.scope import Scope
+from extproc.index.table import BATCH_KEYS
+from extproc.index.tree import HELD_CPU, MAX_EDGE, Edge, Tree
+from extproc.terms import KEY_BYTES, NO_BLOCK, InstanceId, PackedKeys
+
+BLOCK_BYTES = 24
+"""What a held block costs at most, in edges of 100 blocks and more (docs/index.md)."""
+
+_SLICE = 200
+"""Steps of bulk work that one call does at most; a step takes up to 10 µs."""
+
+_SWEEP = 2048
+"""Edges that one slice looks at for slots that have gone."""
+
+_JOIN_OTHERS = 4
+"""An instance appends to an edge in place where so many others at most hold all of it: they become
+partial holders, one number each."""
+
+_PLANES = (
+    tuple((tier, tier + TIERS) for tier in range(TIERS)),
+    tuple((tier,) for tier in range(TIERS)),
+)
+"""The planes that a fact marks, by whether it asserts a chain and by tier."""
 
 _DIGEST_MASK = (1 << 64) - 1
-_TIERS = len(Tier)
-_CHAIN = frozenset((Source.PICK, Source.ANSWER))
-"""Sources that assert the whole chain from the root."""
-_SURE = frozenset((Source.EVENT, Source.CORRECTION))
-"""Sources that an expiry does not undo."""
+_GROUPS = 4096
+_new_tuple = tuple.__new__
 
 
 class Depths(NamedTuple):
@@ -42,104 +60,186 @@ class Depths(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large an index may grow beyond what its instances' capacities allow; None is no bound.
+
+    A bound counts `BLOCK_BYTES` for every block that an instance holds, though instances that share
+    an edge share most of it: it is kept exactly, the same on every replica, and memory stays below.
+    Replicas must have equal bounds, or their indexes differ.
+    """
+
+    pool_bytes: int | None = None
+    tenant_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class IndexStats:
     """The index in numbers.
 
     blocks: different blocks in the tree. held: (instance, tier, block) triples. refused: facts that
-    could not be filed, by reason. evicted: triples dropped because the instance was full.
+    could not be filed, by reason. evicted: triples that were dropped to make room, by whose limit
+    it was. backlog: facts that are not folded yet. table_bytes: the table of all blocks.
     """
 
     blocks: int
     edges: int
     instances: int
     held: int
-    evicted: int
+    evicted: dict[str, int]
     refused: dict[str, int]
-
-
-@dataclass(slots=True, eq=False)
-class _Instance:
-    """What the index keeps per instance. Lists are by tier, `sums` by plane."""
-
-    name: InstanceId
-    slot: int
-    block_size: int
-    limits: list[int | None] = field(default_factory=lambda: [None] * _TIERS)
-    counts: list[int] = field(default_factory=lambda: [0] * _TIERS)
-    sums: list[int] = field(default_factory=lambda: [0] * PLANES)
-    """Sum of the block keys per plane: what the digest is made of."""
-    queues: list[list[tuple[int, int, int, Edge]]] = field(
-        default_factory=lambda: [[] for _ in range(_TIERS)]
-    )
-    """Heaps of (stamp, -depth, tie, edge): the oldest touch first, within it the deepest edge. An
-    entry whose stamp is no longer the edge's is void. Below every edge where the instance holds
-    something, or at it, there is an entry that is due no later than it."""
+    backlog: int
+    table_bytes: int
 
 
 class PrefixIndex:
     """Who holds which prefix, as a fold over facts: pure, without a clock, the same everywhere.
 
     Nothing here raises on a fact: what cannot be filed is counted in `stats().refused`.
+
+    A fact that means much work (a capacity that shrinks, thousands of removals in no order) is
+    folded in slices of at most 2 ms, and the facts after it wait in a backlog, which every `apply`
+    and every `step` works off; `match` sees the state so far. Clearing an instance counts at once,
+    whatever it held, and is tidied up afterwards.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds or Bounds()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, instances and counters included."""
+        pool_bytes = self._bounds.pool_bytes
         self._tree = Tree()
-        self._instances: dict[InstanceId, _Instance] = {}
-        self._slots: list[_Instance | None] = []
+        self._instances: dict[InstanceId, Instance] = {}
+        self._slots: list[Instance | None] = []
+        self._names: list[InstanceId] = []
+        self._free_slots: list[int] = []
+        self._live = 0
+        self._groups: dict[int, tuple[InstanceId, ...]] = {}
+        self._sweeping = 0
+        self._sweep_at = 0
+        self._pool = Scope("pool", pool_bytes // BLOCK_BYTES) if pool_bytes is not None else None
+        self._tenants: dict[str, Scope] = {}
+        self._bounded = self._bounds != Bounds()
+        self._on_cpu = False
         self._position = 0
-        self._evicted = 0
+        self._backlog: deque[Fact] = deque()
+        self._rest: Fact | None = None
+        self._evicted: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._ties = count()
+
+    # What is asked
 
     def match(self, keys: PackedKeys) -> dict[InstanceId, Depths]:
         """Leading blocks of the prompt per instance; one that holds none is absent.
 
-        keys: chained, root first. Never raises, never writes. O(edges on the path + log blocks).
+        keys: chained, root first. Never raises, never writes. O(edges on the path + log blocks +
+        instances found); about 0.3 µs an edge.
         """
-        slots = self._slots
-        total = len(keys) // KEY_BYTES
+        if self._on_cpu:
+            return self._match_tiers(keys)
         first = self._tree.first
-        alive_gpu = alive_any = sum(1 << i.slot for i in self._instances.values())
-        gpu: dict[int, int] = {}
-        deepest: dict[int, int] = {}
+        alive = self._live
+        total = len(keys)
+        found: dict[InstanceId, Depths] = {}
         at = 0
-        while at < total and alive_any:
-            edge = first.get(keys[at * KEY_BYTES : (at + 1) * KEY_BYTES])
+        while at < total:
+            edge = first[keys[at]].get(keys[at : at + 8])
             if edge is None:
                 break
-            size = edge.size
-            end = at + size
-            whole = end <= total and edge.keys[-KEY_BYTES:] == keys[end * 8 - 8 : end * 8]
-            limit = min(size, total - at)
-            here = size if whole else common_prefix(edge.keys, keys, at * KEY_BYTES, limit)
-            on_gpu, on_cpu = edge.covers[Tier.GPU], edge.covers[Tier.CPU]
-            for slot in ones(alive_gpu & ~on_gpu.full):
-                depth = leading(on_gpu.part.get(slot, 0))
-                if depth < here:
-                    alive_gpu ^= 1 << slot
-                    gpu[slot] = at + depth
-            for slot in ones(alive_any & ~on_gpu.full & ~on_cpu.full):
-                depth = leading(on_gpu.part.get(slot, 0) | on_cpu.part.get(slot, 0))
-                if depth < here:
-                    alive_any ^= 1 << slot
-                    deepest[slot] = at + depth
-            at += here
+            edge_keys = edge.keys
+            end = at + len(edge_keys)
+            whole = edge_keys[-8:] == keys[end - 8 : end]
+            if not whole:
+                end = at + common_prefix(edge_keys, 0, keys, at) * 8
+            lost = alive & ~edge.full
+            if lost:
+                alive ^= self._leave(found, edge.part, lost, at >> 3, end >> 3)
+                if not alive:
+                    return found
+            at = end
             if not whole:
                 break
-        for slot in ones(alive_gpu):
-            gpu[slot] = at
-        for slot in ones(alive_any):
-            deepest[slot] = at
-        found = {}
-        for slot, depth in deepest.items():
-            instance = slots[slot]
-            if depth and instance is not None:
-                found[instance.name] = Depths(gpu[slot], depth)
+        self._found_all(found, alive, at >> 3)
         return found
+
+    def _leave(
+        self,
+        found: dict[InstanceId, Depths],
+        part: dict[int, int] | None,
+        lost: int,
+        start: int,
+        stop: int,
+    ) -> int:
+        """Note how far the slots of `lost` go that hold less than blocks `start` to `stop`.
+
+        Returns these slots; the others hold enough.
+        """
+        ended = 0
+        if part is not None:
+            names = self._names
+            for slot, number in part.items():
+                if lost >> slot & 1:
+                    depth = start + lead(number)
+                    if depth >= stop:
+                        lost ^= 1 << slot
+                        continue
+                    ended |= 1 << slot
+                    if depth:
+                        found[names[slot]] = _new_tuple(Depths, (depth, depth))
+        self._found_all(found, lost ^ ended, start)
+        return lost
+
+    def _match_tiers(self, keys: PackedKeys) -> dict[InstanceId, Depths]:
+        """`match` where some blocks are on a slower tier: the same walk for two depths at once."""
+        first = self._tree.first
+        on_gpu = anywhere = self._live
+        gpu: dict[InstanceId, Depths] = {}
+        deepest: dict[InstanceId, Depths] = {}
+        total = len(keys)
+        at = 0
+        while at < total and anywhere:
+            edge = first[keys[at]].get(keys[at : at + 8])
+            if edge is None:
+                break
+            size = common_prefix(edge.keys, 0, keys, at)
+            start, stop = at >> 3, (at >> 3) + size
+            if on_gpu:
+                on_gpu ^= self._leave(gpu, edge.part, on_gpu & ~edge.full, start, stop)
+            cpu = edge.plane(HELD_CPU)
+            if cpu is None:
+                anywhere ^= self._leave(deepest, edge.part, anywhere & ~edge.full, start, stop)
+            else:
+                both = {
+                    slot: encode(edge.get(slot, edge.size) | cpu.get(slot, edge.size))
+                    for slot in ones(anywhere & ~edge.full & ~cpu.full)
+                    if edge.has(slot)
+                }
+                lost = anywhere & ~edge.full & ~cpu.full
+                anywhere ^= self._leave(deepest, both, lost, start, stop)
+            at += size * KEY_BYTES
+            if size < edge.size:
+                break
+        self._found_all(gpu, on_gpu, at >> 3)
+        self._found_all(deepest, anywhere, at >> 3)
+        none = Depths(0, 0)
+        return {name: Depths(gpu.get(name, none).gpu, d.gpu) for name, d in deepest.items()}
+
+    def _found_all(self, found: dict[InstanceId, Depths], slots: int, depth: int) -> None:
+        """All these slots go that far."""
+        if depth and slots:
+            names = self._groups.get(slots)
+            if names is None:
+                names = self._name_group(slots)
+            found.update(dict.fromkeys(names, Depths(depth, depth)))
+
+    def _name_group(self, slots: int) -> tuple[InstanceId, ...]:
+        """The names of a mask, remembered: the same few masks are met again and again."""
+        if len(self._groups) >= _GROUPS:
+            self._groups.clear()
+        names = tuple(self._names[slot] for slot in ones(slots))
+        self._groups[slots] = names
+        return names
 
     def held_blocks(self, instance: InstanceId) -> int:
         """Blocks that the instance holds, a block in two tiers counted twice; 0 if unknown."""
@@ -151,291 +251,545 @@ class PrefixIndex:
         """64 bits over the content: equal content, equal digest. O(instances).
 
         Content is who holds which block in which tier and whether that is confirmed, and the
-        instances with their block sizes and capacities.
+        instances with their block sizes and capacities. Comparable where the backlog is empty.
         """
         total = 0
         for instance in self._instances.values():
             name = instance.name
-            total += xxhash.xxh3_64_intdigest(
-                f"{instance.block_size} {instance.limits} {name}".encode()
-            )
+            head = f"{instance.block_size} {instance.limits} {name}"
+            total += xxhash.xxh3_64_intdigest(head.encode())
             for plane, keys in enumerate(instance.sums):
                 total += keys * xxhash.xxh3_64_intdigest(f"{plane} {name}".encode())
         return total & _DIGEST_MASK
 
+    @property
+    def backlog(self) -> int:
+        """Facts that are not (wholly) folded yet."""
+        return len(self._backlog) + (self._rest is not None)
+
     def stats(self) -> IndexStats:
         """Sizes and counters. O(instances)."""
         return IndexStats(
-            blocks=len(self._tree.edge_of),
-            edges=len(self._tree.first),
+            blocks=self._tree.blocks,
+            edges=self._tree.edges,
             instances=len(self._instances),
             held=sum(sum(i.counts) for i in self._instances.values()),
-            evicted=self._evicted,
+            evicted=dict(self._evicted),
             refused=dict(self._refused),
+            backlog=self.backlog,
+            table_bytes=self._tree.table.nbytes,
         )
 
+    # What is told
+
     def apply(self, fact: Fact) -> None:
-        """Fold one fact. Facts must come in log order; never raises."""
-        self._position += 1
-        if isinstance(fact, Joined):
-            self._join(fact)
+        """Fold one fact, or queue it behind bulk work. Facts come in log order; never raises."""
+        if self._rest is not None or self._backlog:
+            self._backlog.append(fact)
+            self.step()
             return
+        self._position += 1
+        self._fold(fact)
+        tree = self._tree
+        if tree.ghosts:
+            self._sweep(_SWEEP // 16)
+        if tree.table.waiting >= BATCH_KEYS:
+            tree.work()
+
+    def step(self) -> bool:
+        """Do one slice (≤ 2 ms) of what is left: the backlog first, then upkeep. False: all done.
+
+        For the idle moments of who owns the index; `apply` does enough of it to keep up.
+        """
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            self._fold(rest)
+        elif self._backlog:
+            self._position += 1
+            self._fold(self._backlog.popleft())
+        elif self._tree.ghosts:
+            self._sweep(_SWEEP)
+        elif not self._tree.work():
+            return False
+        return True
+
+    def _fold(self, fact: Fact) -> None:
         instance = self._instances.get(fact.instance)
-        if instance is None:
+        if type(fact) is Joined:
+            self._join(fact)
+        elif instance is None:
             self._refused["unknown_instance"] += 1
-        elif isinstance(fact, Held):
+        elif type(fact) is Held:
             self._hold(instance, fact)
-        elif isinstance(fact, Dropped):
+        elif type(fact) is Dropped:
             self._drop(instance, fact)
-        elif isinstance(fact, Expired):
+        elif type(fact) is Expired:
             self._expire(instance, fact)
-        elif isinstance(fact, Capacity):
+        elif type(fact) is Capacity:
             instance.limits[fact.tier] = max(0, fact.blocks)
-            self._evict(instance, fact.tier)
-        elif isinstance(fact, Cleared):
+            if not self._evict(instance, fact.tier):
+                self._rest = fact
+        elif type(fact) is Cleared:
             self._clear(instance)
-        elif isinstance(fact, Left):
-            self._clear(instance)
-            self._slots[instance.slot] = None
-            del self._instances[instance.name]
+        elif type(fact) is Left:
+            self._remove(instance)
+
+    # Instances
 
     def _join(self, fact: Joined) -> None:
         known = self._instances.get(fact.instance)
         if known is not None:
-            self._clear(known)
-            slot = known.slot
-        elif None in self._slots:
-            slot = self._slots.index(None)
+            self._remove(known)
+        self._place(fact.instance, fact.block_size)
+
+    def _place(self, name: InstanceId, block_size: int) -> Instance:
+        if self._free_slots:
+            slot = self._free_slots.pop()
         else:
             slot = len(self._slots)
             self._slots.append(None)
-        instance = _Instance(fact.instance, slot, fact.block_size)
+            self._names.append(name)
+        self._names[slot] = name
+        instance = Instance(name, slot, block_size)
         self._slots[slot] = instance
-        self._instances[fact.instance] = instance
+        self._instances[name] = instance
+        self._live |= instance.bit
+        return instance
 
-    def _hold(self, instance: _Instance, fact: Held) -> None:
-        keys, tier = bytes(fact.keys), fact.tier
+    def _remove(self, instance: Instance) -> None:
+        """It is gone for every question at once; its slot is swept out of the edges in slices."""
+        del self._instances[instance.name]
+        self._slots[instance.slot] = None
+        self._live ^= instance.bit
+        self._groups.clear()
+        for scope, count in instance.scopes.items():
+            self._count_scope(scope, -count)
+        instance.scopes.clear()
+        for tails in instance.tails:
+            tails.clear()
+        if any(instance.counts):
+            self._tree.ghosts |= instance.bit
+        else:
+            self._free_slots.append(instance.slot)
+
+    def _clear(self, instance: Instance) -> None:
+        self._remove(instance)
+        again = self._place(instance.name, instance.block_size)
+        again.limits = instance.limits
+
+    def _sweep(self, looks: int) -> None:
+        """One slice of forgetting ghosts: a sweep over all edges, for the ghosts at its start."""
+        tree = self._tree
+        if not self._sweeping:
+            self._sweeping, self._sweep_at = tree.ghosts, 1
+        ghosts, at, end = self._sweeping, self._sweep_at, tree.store.end
+        while at < end and looks > 0:
+            edge = tree.store.get(at)
+            at += 1
+            looks -= 1
+            if edge is not None and tree.exorcise(edge, ghosts):
+                looks -= 32
+        self._sweep_at = at
+        if at >= end:
+            tree.ghosts &= ~ghosts
+            self._free_slots.extend(ones(ghosts))
+            self._sweeping = 0
+
+    # Blocks that are held
+
+    def _hold(self, instance: Instance, fact: Held) -> None:
+        keys, tier, source = fact.keys, fact.tier, fact.source
         if len(keys) % KEY_BYTES:
             self._refused["malformed"] += 1
             return
+        tree = self._tree
+        chain = source is Source.PICK or source is Source.ANSWER
+        planes = _PLANES[chain][tier]
         edge: Edge | None = None
         upto = 0
-        if fact.parent != NO_BLOCK:
-            place = self._tree.find(_packed(fact.parent))
-            if place is None or not any(c.any_at(place[1]) for c in place[0].covers[:_TIERS]):
+        if fact.parent:
+            place = tree.find(fact.parent.to_bytes(KEY_BYTES, "little"))
+            if place is None:
                 self._refused["unknown_parent"] += 1
                 return
-            edge, upto = place[0], place[1] + 1
-            if fact.source in _CHAIN:
-                self._mark_chain(instance, tier, edge, upto)
-        sure = fact.source in _SURE
-        at = 0
-        while at < len(keys):
+            edge, upto = place
+            if not edge.full & self._live and not edge.held_at(upto, self._live):
+                self._refused["unknown_parent"] += 1
+                return
+            upto += 1
+            if chain:
+                self._hold_chain(instance, tier, edge, upto)
+        at, end = 0, len(keys)
+        while at < end:
             if edge is None or upto == edge.size:
-                child = self._tree.first.get(keys[at : at + KEY_BYTES])
+                child = tree.first[keys[at]].get(keys[at : at + KEY_BYTES])
                 if child is None:
-                    edge, upto = self._append(instance, edge, keys[at:])
-                    self._mark(instance, tier, edge, upto - (len(keys) - at) // 8, upto, sure)
+                    edge = self._append(instance, planes, edge, keys[at:], fact.tenant)
+                    upto = edge.size
                     break
                 if child.parent is not edge:
                     self._refused["conflict"] += 1
                     break
                 edge, upto = child, 0
-            rest = edge.keys[upto * KEY_BYTES :]
-            limit = min(edge.size - upto, (len(keys) - at) // KEY_BYTES)
-            same = common_prefix(rest, keys, at, limit)
+            same = common_prefix(edge.keys, upto * KEY_BYTES, keys, at)
             if same:
-                self._mark(instance, tier, edge, upto, upto + same, sure)
-            at += same * KEY_BYTES
-            upto += same
-            if at < len(keys) and upto < edge.size:
+                self._mark(instance, planes, edge, upto, upto + same)
+                at += same * KEY_BYTES
+                upto += same
+            if at < end and upto < edge.size:
                 if not upto:  # its first key is right, its second is not: no chain
                     self._refused["conflict"] += 1
                     edge = edge.parent
                     upto = edge.size if edge is not None else 0
                     break
                 edge = self._split(edge, upto)
-                upto = edge.size
         if edge is not None:
             self._touch(instance, edge, upto)
-        self._evict(instance, tier)
+        if tier is Tier.CPU:
+            self._on_cpu = True
+        limit = instance.limits[tier]
+        done = limit is None or instance.counts[tier] <= limit or self._evict(instance, tier)
+        if not (done and (not self._bounded or self._keep_bounds(fact.tenant))):
+            self._rest = Held(instance.name, tier, NO_BLOCK, PackedKeys(b""), source, fact.tenant)
 
-    def _append(self, instance: _Instance, edge: Edge | None, keys: bytes) -> tuple[Edge, int]:
-        """New blocks after `edge`: in it if it is this instance's own tail, else in a new edge."""
-        if edge is not None and not edge.kids:
-            mine = 1 << instance.slot
-            if all(c.full in (0, mine) and not c.part for c in edge.covers):
-                self._tree.extend(edge, keys)
-                return edge, edge.size
-        edge = self._tree.add(edge, keys)
-        return edge, edge.size
-
-    def _mark_chain(self, instance: _Instance, tier: Tier, edge: Edge, upto: int) -> None:
+    def _hold_chain(self, instance: Instance, tier: Tier, edge: Edge, upto: int) -> None:
         """The instance holds everything from the root to block `upto` of `edge`, as expected."""
+        bit = instance.bit if tier is Tier.GPU else 0
         at: Edge | None = edge
         while at is not None:
-            self._mark(instance, tier, at, 0, upto, sure=False)
+            if not at.full & bit:
+                self._mark(instance, (tier,), at, 0, upto)
             at = at.parent
-            upto = at.size if at is not None else 0
+            if at is not None:
+                upto = at.size
 
     def _mark(
-        self, instance: _Instance, tier: Tier, edge: Edge, start: int, stop: int, sure: bool
+        self, instance: Instance, planes: tuple[int, ...], edge: Edge, start: int, stop: int
     ) -> None:
-        blocks = (1 << stop) - (1 << start)
-        instance.counts[tier] += self._set(instance, tier, edge, blocks)
-        if sure:
-            self._set(instance, tier + _TIERS, edge, blocks)
-
-    def _set(self, instance: _Instance, plane: int, edge: Edge, blocks: int) -> int:
-        """Add blocks to a plane; how many were new."""
-        cover = edge.covers[plane]
-        had = cover.get(instance.slot, edge.size)
-        new = blocks & ~had
-        if new:
-            cover.put(instance.slot, had | new, edge.size)
-            instance.sums[plane] += _key_sum(edge, new)
-        return new.bit_count()
-
-    def _unset(self, instance: _Instance, tier: int, edge: Edge, blocks: int) -> None:
-        """Take blocks that the instance holds in this tier away from it."""
-        slot, size = instance.slot, edge.size
-        for plane in (tier, tier + _TIERS):
-            cover = edge.covers[plane]
-            had = cover.get(slot, size)
-            gone = had & blocks
-            if gone:
-                cover.put(slot, had & ~gone, size)
-                instance.sums[plane] -= _key_sum(edge, gone)
-                if plane == tier:
-                    instance.counts[tier] -= gone.bit_count()
-        if not edge.covers[tier].get(slot, size):
-            self._queue_above(instance, tier, edge.parent)
-            if not any(c.get(slot, size) for c in edge.covers[:_TIERS]):
-                edge.stamps.pop(slot, None)
-
-    def _split(self, edge: Edge, at: int) -> Edge:
-        upper = self._tree.split(edge, at)
-        for tier in Tier:
-            for slot in upper.covers[tier].part.keys() | set(ones(upper.covers[tier].full)):
-                instance = self._slots[slot]
-                if instance is None or slot not in upper.stamps:
-                    continue  # its touch follows
-                if not edge.covers[tier].get(slot, edge.size):
-                    self._queue(instance, tier, upper)
-        return upper
-
-    def _touch(self, instance: _Instance, edge: Edge, upto: int) -> None:
-        """Everything held from the root to block `upto` of `edge` is now the most recent."""
+        """The instance has these blocks of an edge in these planes, the first of them the tier."""
         slot = instance.slot
-        if any(c.get(slot, edge.size) >> upto for c in edge.covers[:_TIERS]):
+        wanted = (1 << stop) - (1 << start)
+        if not edge.has(slot):
+            edge.welcome(slot)
+        for plane in planes:
+            cover = edge.own_plane(plane)
+            had = cover.get(slot, edge.size)
+            new = wanted & ~had
+            if new:
+                cover.put(slot, had | new, edge.size)
+                instance.sums[plane] += _block_sum(edge, new)
+                if plane < TIERS:
+                    self._count(instance, plane, edge, new.bit_count())
+
+    def _append(
+        self,
+        instance: Instance,
+        planes: tuple[int, ...],
+        edge: Edge | None,
+        keys: bytes,
+        tenant: str,
+    ) -> Edge:
+        """New blocks after `edge`, in it where that hurts nobody, else in new edges below it."""
+        slot, bit = instance.slot, instance.bit
+        tree = self._tree
+        total, sums = key_sum(keys), instance.sums
+        for plane in planes:
+            sums[plane] += total
+        added = len(keys) // KEY_BYTES
+        if (
+            edge is not None
+            and not edge.kids
+            and edge.size < MAX_EDGE
+            and (edge.full & ~bit).bit_count() <= _JOIN_OTHERS
+        ):
+            room = (MAX_EDGE - edge.size) * KEY_BYTES
+            old = edge.size
+            if not edge.has(slot):
+                edge.welcome(slot)
+            tree.extend(edge, keys[:room], bit, planes)
+            for plane in planes:
+                cover = edge.own_plane(plane)
+                if not cover.full & bit:
+                    blocks = cover.get(slot, edge.size) | (1 << edge.size) - (1 << old)
+                    cover.put(slot, blocks, edge.size)
+            keys = keys[room:]
+        scope = edge.scope if edge is not None else self._tenant(tenant)
+        while keys:
+            edge = tree.add(edge, keys[: MAX_EDGE * KEY_BYTES], scope)
+            for plane in planes:
+                edge.own_plane(plane).full = bit
+            keys = keys[MAX_EDGE * KEY_BYTES :]
+        assert edge is not None
+        self._count(instance, planes[0], edge, added)
+        return edge
+
+    # Recency
+
+    def _touch(self, instance: Instance, edge: Edge, upto: int) -> None:
+        """What the instance holds from the root to block `upto` of `edge` is the most recent."""
+        slot, bit, now = instance.slot, instance.bit, self._position
+        if upto < edge.size and any(edge.blocks(tier, slot) >> upto for tier in Tier):
             edge = self._split(edge, upto)
-        open_tiers = list(Tier)
+        if instance.counts[Tier.CPU]:
+            self._queue_cpu(instance, edge)
+        entries = instance.tails[Tier.GPU].entries
+        tail: Edge | None = None
+        below: Edge | None = None
         at: Edge | None = edge
         while at is not None:
-            held = [tier for tier in Tier if at.covers[tier].get(slot, at.size)]
-            if held:
-                at.stamps[slot] = self._position
-            for tier in held:
-                if tier in open_tiers:
-                    open_tiers.remove(tier)
-                    self._queue(instance, tier, at)
+            on_gpu = at.full & bit or (at.part is not None and slot in at.part)
+            if on_gpu or (at.more is not None and at.has(slot)):
+                stamps = at.stamps
+                if stamps is None:
+                    old, at.stamp = at.stamp, now
+                else:
+                    old = stamps.get(slot, 0)
+                    stamps[slot] = now
+                if on_gpu:
+                    if tail is None:
+                        tail = at
+                    if entries.get(old) is at:
+                        del entries[old]
+                        if self._bounded:
+                            self._left_queue(instance, at, old)
+                if at.kids == 1 and below is not None and self._tree.agree(at, below):
+                    self._tree.merge(at, below)
+                    at = below
+            below = at
             at = at.parent
+        if tail is not None:
+            entries[now] = tail
+            if self._bounded:
+                self._queued(instance, tail, now)
 
-    def _queue(self, instance: _Instance, tier: int, edge: Edge) -> None:
-        queue = instance.queues[tier]
-        entry = (edge.stamps[instance.slot], -edge.end, next(self._ties), edge)
-        heappush(queue, entry)
-        if len(queue) > 64 and len(queue) > 4 * len(self._tree.first):
-            kept: dict[int, tuple[int, int, int, Edge]] = {}
-            for item in queue:
-                if self._valid(instance, tier, item):
-                    kept[id(item[3])] = item
-            queue[:] = kept.values()
-            heapify(queue)
+    def _queue_cpu(self, instance: Instance, edge: Edge) -> None:
+        """`_touch` for the slower tier's order, before the stamps change."""
+        slot, now = instance.slot, self._position
+        entries = instance.tails[Tier.CPU].entries
+        tail: Edge | None = None
+        at: Edge | None = edge
+        while at is not None:
+            cover = at.plane(HELD_CPU)
+            if cover is not None and cover.holds(slot):
+                if tail is None:
+                    tail = at
+                old = at.stamp_of(slot)
+                if entries.get(old) is at:
+                    del entries[old]
+                    self._left_queue(instance, at, old)
+            at = at.parent
+        if tail is not None:
+            entries[now] = tail
+            self._queued(instance, tail, now)
 
-    def _queue_above(self, instance: _Instance, tier: int, edge: Edge | None) -> None:
-        """Queue the nearest edge at or above `edge` where the instance holds something."""
-        while edge is not None:
-            if edge.covers[tier].get(instance.slot, edge.size):
-                self._queue(instance, tier, edge)
-                return
-            edge = edge.parent
+    def _split(self, edge: Edge, at: int) -> Edge:
+        """Cut an edge before block `at`, with the stamps and queues of its holders."""
+        stamps = {slot: edge.stamp_of(slot) for slot in edge.holders()}
+        upper = self._tree.split(edge, at)
+        for part in (upper, edge):
+            holders = part.holders()
+            part.stamps = None
+            if len(holders) > 1:
+                part.stamps = {slot: stamps[slot] for slot in holders}
+            elif holders:
+                part.stamp = stamps[holders.pop()]
+        for slot in upper.holders():
+            instance = self._slots[slot]
+            if instance is None:
+                continue
+            for tier, tails in enumerate(instance.tails):
+                if tails.entries.get(stamps[slot]) is edge and not edge.blocks(tier, slot):
+                    tails.entries[stamps[slot]] = upper
+        return upper
 
-    def _valid(self, instance: _Instance, tier: int, item: tuple[int, int, int, Edge]) -> bool:
-        edge = item[3]
-        stamp = edge.stamps.get(instance.slot)
-        return stamp == item[0] and edge.covers[tier].get(instance.slot, edge.size) != 0
+    # Blocks that go
 
-    def _evict(self, instance: _Instance, tier: Tier) -> None:
-        """Drop the least recently used blocks beyond the capacity, the deepest of them first."""
+    def _unset(self, instance: Instance, tier: int, edge: Edge, gone: int) -> None:
+        """Take blocks that the instance holds in this tier away from it."""
+        slot, size = instance.slot, edge.size
+        for plane in (tier, tier + TIERS):
+            cover = edge.plane(plane)
+            if cover is None:
+                continue
+            had = cover.get(slot, size)
+            lost = had & gone
+            if lost:
+                cover.put(slot, had ^ lost, size)
+                instance.sums[plane] -= _block_sum(edge, lost)
+        self._count(instance, tier, edge, -gone.bit_count())
+        cover = edge.plane(tier)
+        if cover is None or not cover.holds(slot):
+            self._hand_up(instance, tier, edge)
+            edge.tidy()
+            if not edge.has(slot):
+                edge.forget(slot)
+        self._tree.prune(edge)
+
+    def _hand_up(self, instance: Instance, tier: int, edge: Edge) -> None:
+        """The instance's queue entry at an edge that it has left goes to the edge above.
+
+        Only if the same fact touched that one last: otherwise a later fact's entry is below it.
+        """
+        slot = instance.slot
+        stamp = edge.stamp_of(slot)
+        entries = instance.tails[tier].entries
+        if entries.get(stamp) is not edge:
+            return
+        above = edge.parent
+        while above is not None:
+            cover = above.plane(tier)
+            if cover is not None and cover.holds(slot):
+                break
+            above = above.parent
+        if above is not None and above.stamp_of(slot) == stamp:
+            entries[stamp] = above
+        else:
+            del entries[stamp]
+            self._left_queue(instance, edge, stamp)
+
+    def _evict(self, instance: Instance, tier: Tier) -> bool:
+        """Drop the least recently used blocks beyond the capacity; False: a slice is not enough."""
         limit = instance.limits[tier]
         if limit is None:
-            return
-        queue = instance.queues[tier]
-        while (excess := instance.counts[tier] - limit) > 0:
-            item = heappop(queue)
-            if not self._valid(instance, tier, item):
-                continue
-            edge = item[3]
-            blocks = edge.covers[tier].get(instance.slot, edge.size)
-            if blocks.bit_count() > excess:
-                heappush(queue, item)
-                blocks = _highest(blocks, excess)
-            self._evicted += blocks.bit_count()
-            self._unset(instance, tier, edge, blocks)
-            self._tree.prune(edge)
+            return True
+        for _ in range(_SLICE):
+            excess = instance.counts[tier] - limit
+            if excess <= 0:
+                return True
+            stamp = instance.tails[tier].oldest()
+            self._evict_oldest(instance, tier, stamp, excess, "capacity")
+        return instance.counts[tier] <= limit
 
-    def _drop(self, instance: _Instance, fact: Dropped) -> None:
-        for key in _each(fact.keys):
-            place = self._tree.find(key)
+    def _evict_oldest(
+        self, instance: Instance, tier: int, stamp: int, most: int, reason: str
+    ) -> None:
+        """Drop the deepest blocks, at most so many, at the queue's entry of this stamp."""
+        edge = instance.tails[tier].entries[stamp]
+        blocks = edge.blocks(tier, instance.slot)
+        count = blocks.bit_count()
+        if count > most:
+            blocks = _highest(blocks, count, most)
+            count = most
+        self._evicted[reason] += count
+        self._unset(instance, tier, edge, blocks)
+
+    def _drop(self, instance: Instance, fact: Dropped) -> None:
+        at = 0
+        for _ in range(_SLICE):
+            edge, wanted, at = self._next_run(fact.keys, at)
+            if edge is None:
+                return
+            gone = wanted & edge.blocks(fact.tier, instance.slot)
+            if gone:
+                self._unset(instance, fact.tier, edge, gone)
+        self._rest = Dropped(fact.instance, fact.tier, PackedKeys(fact.keys[at:]), fact.source)
+
+    def _expire(self, instance: Instance, fact: Expired) -> None:
+        at, slot = 0, instance.slot
+        for _ in range(_SLICE):
+            edge, wanted, at = self._next_run(fact.keys, at)
+            if edge is None:
+                return
+            expected = [
+                wanted & edge.blocks(tier, slot) & ~edge.blocks(tier + TIERS, slot) for tier in Tier
+            ]
+            for tier, gone in enumerate(expected):
+                if gone:
+                    self._unset(instance, tier, edge, gone)
+        self._rest = Expired(fact.instance, PackedKeys(fact.keys[at:]))
+
+    def _next_run(self, keys: bytes, at: int) -> tuple[Edge | None, int, int]:
+        """The next keys from byte `at` on that are neighbours in one edge, in either direction.
+
+        Returns the edge (None at the end), the blocks as a bitset, and the byte after them. Unknown
+        keys are skipped.
+        """
+        while at + KEY_BYTES <= len(keys):
+            place = self._tree.find(keys[at : at + KEY_BYTES])
             if place is None:
+                at += KEY_BYTES
                 continue
-            edge, at = place
-            if edge.covers[fact.tier].get(instance.slot, edge.size) >> at & 1:
-                self._unset(instance, fact.tier, edge, 1 << at)
-                self._tree.prune(edge)
+            edge, block = place
+            rest = keys[at:]
+            start = block * KEY_BYTES
+            same = same_keys(edge.keys[start:], rest)
+            low = block
+            if same == 1 and len(rest) > KEY_BYTES and block:
+                start = max(0, (block + 1) * KEY_BYTES - len(rest))
+                same = same_keys(reverse(edge.keys[start : (block + 1) * KEY_BYTES]), rest)
+                low = block + 1 - same
+            return edge, ((1 << same) - 1) << low, at + same * KEY_BYTES
+        return None, 0, at
 
-    def _expire(self, instance: _Instance, fact: Expired) -> None:
-        for key in _each(fact.keys):
-            for tier in Tier:
-                place = self._tree.find(key)
-                if place is None:
-                    break
-                edge, at = place
-                held = edge.covers[tier].get(instance.slot, edge.size)
-                sure = edge.covers[tier + _TIERS].get(instance.slot, edge.size)
-                if (held & ~sure) >> at & 1:
-                    self._unset(instance, tier, edge, 1 << at)
-                    self._tree.prune(edge)
+    # Bounds
 
-    def _clear(self, instance: _Instance) -> None:
-        slot = instance.slot
-        edges = [edge for edge in self._tree.first.values() if slot in edge.stamps]
-        for edge in edges:
-            for cover in edge.covers:
-                cover.put(slot, 0, edge.size)
-            del edge.stamps[slot]
-        instance.counts = [0] * _TIERS
-        instance.sums = [0] * PLANES
-        instance.queues = [[] for _ in range(_TIERS)]
-        for edge in edges:
-            if self._tree.first.get(edge.keys[:KEY_BYTES]) is edge:
-                self._tree.prune(edge)
+    def _tenant(self, name: str) -> Scope | None:
+        """The tenant's bound, where there is one."""
+        limit = self._bounds.tenant_bytes
+        if limit is None or not name:
+            return None
+        scope = self._tenants.get(name)
+        if scope is None:
+            scope = self._tenants[name] = Scope("tenant", limit // BLOCK_BYTES, name)
+        return scope
+
+    def _scopes(self, edge: Edge) -> list[Scope]:
+        """The bounds that an edge counts in."""
+        return [scope for scope in (edge.scope, self._pool) if scope is not None]
+
+    def _count(self, instance: Instance, tier: int, edge: Edge, blocks: int) -> None:
+        """The instance has so many blocks more (or fewer) of this edge."""
+        instance.counts[tier] += blocks
+        if self._bounded:
+            for scope in self._scopes(edge):
+                instance.scopes[scope] = instance.scopes.get(scope, 0) + blocks
+                self._count_scope(scope, blocks)
+
+    def _count_scope(self, scope: Scope, blocks: int) -> None:
+        scope.held += blocks
+        if not scope.held and scope.name:
+            self._tenants.pop(scope.name, None)
+
+    def _queued(self, instance: Instance, edge: Edge, stamp: int) -> None:
+        for scope in self._scopes(edge):
+            scope.order.entries[stamp] = instance.slot
+
+    def _left_queue(self, instance: Instance, edge: Edge, stamp: int) -> None:
+        if instance.tier_of(stamp) is None:
+            for scope in self._scopes(edge):
+                scope.order.entries.pop(stamp, None)
+
+    def _keep_bounds(self, tenant: str) -> bool:
+        """Drop what was touched longest ago, whoever holds it; False: a slice is not enough."""
+        for scope in (self._tenants.get(tenant), self._pool):
+            steps = _SLICE
+            while scope is not None and scope.held > scope.limit:
+                if not steps:
+                    return False
+                steps -= 1
+                stamp = scope.order.oldest()
+                instance = self._slots[scope.order.entries[stamp]]
+                tier = instance.tier_of(stamp) if instance is not None else None
+                if instance is None or tier is None:  # who was touched then has gone
+                    del scope.order.entries[stamp]
+                else:
+                    excess = scope.held - scope.limit
+                    self._evict_oldest(instance, tier, stamp, excess, scope.reason)
+        return True
 
 
-def _packed(key: BlockKey) -> bytes:
-    return key.to_bytes(KEY_BYTES, "little")
-
-
-def _each(keys: bytes) -> list[bytes]:
-    return [keys[b : b + KEY_BYTES] for b in range(0, len(keys) - KEY_BYTES + 1, KEY_BYTES)]
-
-
-def _key_sum(edge: Edge, blocks: int) -> int:
+def _block_sum(edge: Edge, blocks: int) -> int:
+    """Sum of the keys of these blocks, which are mostly one run."""
+    low = (blocks & -blocks).bit_length() - 1
+    run = blocks >> low
+    if run & (run + 1) == 0:
+        return key_sum(edge.keys[low * KEY_BYTES : blocks.bit_length() * KEY_BYTES])
     keys = memoryview(edge.keys).cast("Q")
     return sum(keys[b] for b in ones(blocks))
 
 
-def _highest(blocks: int, number: int) -> int:
-    """The `number` highest set bits; there are more than that."""
+def _highest(blocks: int, count: int, number: int) -> int:
+    """The `number` highest of `count` set bits."""
+    if blocks & (blocks + 1) == 0:
+        return blocks & ~((1 << count - number) - 1)
     return sum(1 << b for b in ones(blocks)[-number:])

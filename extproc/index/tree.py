@@ -1,136 +1,357 @@
-"""The radix tree over block keys: path-compressed, with one dict for all of it.
+"""The radix tree over block keys: path-compressed, with one table of first keys for all of it.
 
 A chained key stands for its whole prefix. So the key after an edge's last one names the next edge
-wherever it hangs (`first` serves the whole tree), comparing an edge's *last* key decides the whole
-edge, and where a query leaves an edge is found by bisection.
+wherever it hangs (one table of first keys serves the whole tree), comparing an edge's *last* key
+decides the whole edge, and where a query leaves an edge is found by bisection.
 
-Edges know their parent, not their children: no reference cycles, nothing for the collector.
+Nothing here is visible to Python's garbage collector: edges are structs outside it that know their
+parent and not their children, so there are no cycles, and what holds them are dicts of plain bytes
+and arrays. A collection takes the same time however large the tree is. The table of first keys is
+256 dicts, so that none grows so large that its resizing is felt.
 """
 
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
 from extproc.index.cover import Cover
+from extproc.index.scope import Scope
+from extproc.index.table import KeyTable
 from extproc.terms import KEY_BYTES
 
-PLANES = 4
-"""What is kept per edge: held on GPU, held on CPU, and for each of them what is confirmed."""
+MAX_EDGE = 1024
+"""Most blocks of an edge: bounds what a split, an append and a search in one copy and read."""
+
+HELD_GPU, HELD_CPU, SURE_GPU, SURE_CPU = range(4)
+"""Planes: who holds a block in which tier, and for whom that is confirmed."""
+
+_CHUNK = 4096
 
 
-class Edge:
-    """A run of blocks without a branch.
+class Edge(Cover, gc=False, eq=False):
+    """A run of blocks without a branch; as a `Cover` it is its own plane HELD_GPU.
 
-    keys: packed, root first. start: depth of its first block in the chain. kids: edges below.
-    covers: one per plane. stamps: slot → position in the log of the last fact that touched it;
-    one for the whole edge, because a touch that ends inside what a slot holds splits the edge.
+    keys: packed, root first. kids: edges below. more: the other planes that anybody is in.
+    stamp, stamps: position in the log of the last fact that touched it, per holder. A sole holder's
+    is `stamp`; with more, `stamps` has them by slot. One for the whole edge is enough, because a
+    touch that ends inside what a slot holds splits the edge.
+    scope: the tenant whose bound counts it. id: what the table of all blocks calls it, from 1.
     """
 
-    __slots__ = ("covers", "keys", "kids", "parent", "size", "stamps", "start")
+    keys: bytes = b""
+    size: int = 0
+    parent: "Edge | None" = None
+    kids: int = 0
+    id: int = 0
+    stamp: int = 0
+    stamps: dict[int, int] | None = None
+    more: dict[int, Cover] | None = None
+    scope: Scope | None = None
 
-    def __init__(self, keys: bytes, start: int, parent: "Edge | None") -> None:
-        self.keys = keys
-        self.size = len(keys) // KEY_BYTES
-        self.start = start
-        self.parent = parent
-        self.kids = 0
-        self.covers = [Cover() for _ in range(PLANES)]
-        self.stamps: dict[int, int] = {}
+    def plane(self, plane: int) -> Cover | None:
+        """The cover of a plane, None where nobody is in it."""
+        if plane == HELD_GPU:
+            return self
+        return self.more.get(plane) if self.more is not None else None
 
-    @property
-    def end(self) -> int:
-        """Depth after its last block."""
-        return self.start + self.size
+    def own_plane(self, plane: int) -> Cover:
+        """The cover of a plane, made if it is not there."""
+        if plane == HELD_GPU:
+            return self
+        if self.more is None:
+            self.more = {}
+        cover = self.more.get(plane)
+        if cover is None:
+            cover = self.more[plane] = Cover()
+        return cover
 
+    def blocks(self, plane: int, slot: int) -> int:
+        """What `slot` has in a plane, as a bitset."""
+        cover = self.plane(plane)
+        return cover.get(slot, self.size) if cover is not None else 0
 
-def common_prefix(edge: bytes, query: bytes, at: int, limit: int) -> int:
-    """Blocks that `edge` and `query[at:]` share, at most `limit`. O(log limit).
+    def has(self, slot: int) -> bool:
+        """Whether `slot` holds anything here, in any tier."""
+        if self.full >> slot & 1 or (self.part is not None and slot in self.part):
+            return True
+        cpu = self.plane(HELD_CPU)
+        return cpu is not None and cpu.holds(slot)
 
-    Both are runs of chained keys: where two keys are equal, all before them are.
-    """
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) >> 1
-        b = middle * KEY_BYTES
-        if edge[b - KEY_BYTES : b] == query[at + b - KEY_BYTES : at + b]:
-            low = middle
+    def holders(self) -> set[int]:
+        """All slots that hold anything here, in any tier."""
+        cpu = self.plane(HELD_CPU)
+        return {*self.slots(), *(cpu.slots() if cpu is not None else ())}
+
+    def held_at(self, block: int, live: int) -> bool:
+        """Whether any slot of `live` holds this block, in any tier."""
+        cpu = self.plane(HELD_CPU)
+        return self.at(block, self.size, live) or (
+            cpu is not None and cpu.at(block, self.size, live)
+        )
+
+    def stamp_of(self, slot: int) -> int:
+        """When `slot`, which holds something here, last touched it."""
+        return self.stamps.get(slot, 0) if self.stamps is not None else self.stamp
+
+    def set_stamp(self, slot: int, stamp: int) -> None:
+        """`slot` touched what it holds here."""
+        if self.stamps is not None:
+            self.stamps[slot] = stamp
         else:
-            high = middle - 1
-    return low
+            self.stamp = stamp
+
+    def welcome(self, slot: int) -> None:
+        """`slot`, which holds nothing here yet, is about to."""
+        if self.stamps is None:
+            others = self.holders()
+            if others:
+                self.stamps = dict.fromkeys(others, self.stamp)
+
+    def forget(self, slot: int) -> None:
+        """`slot` holds nothing here any more."""
+        stamps = self.stamps
+        if stamps is not None:
+            stamps.pop(slot, None)
+            if len(stamps) == 1:
+                (self.stamp,) = stamps.values()
+                self.stamps = None
+
+    def tidy(self) -> None:
+        """Forget planes that nobody is in any more."""
+        if self.more is not None:
+            for plane in [p for p, cover in self.more.items() if cover.empty]:
+                del self.more[plane]
+            if not self.more:
+                self.more = None
+
+    def covers(self) -> list[Cover]:
+        """The covers of all planes."""
+        return [self, *(self.more.values() if self.more is not None else ())]
+
+
+_E = TypeVar("_E")
+
+
+class Store:
+    """Edges by id. Arrays of objects, because the collector looks into lists and not into these."""
+
+    def __init__(self) -> None:
+        self._chunks: list[npt.NDArray[np.object_]] = []
+        self._free: list[int] = []
+        self.end = 1
+        """Beyond the largest id."""
+
+    def add(self, edge: Edge) -> None:
+        """Give the edge an id."""
+        edge_id = self._free.pop() if self._free else self.end
+        if edge_id == self.end:
+            self.end += 1
+            if edge_id // _CHUNK == len(self._chunks):
+                self._chunks.append(np.empty(_CHUNK, np.object_))
+        self._chunks[edge_id // _CHUNK][edge_id % _CHUNK] = edge
+        edge.id = edge_id
+
+    def get(self, edge_id: int) -> Edge | None:
+        """The edge with this id, None if it has gone."""
+        edge: Edge | None = self._chunks[edge_id // _CHUNK][edge_id % _CHUNK]
+        return edge
+
+    def remove(self, edge: Edge) -> None:
+        """Forget the edge; its id is free again."""
+        self._chunks[edge.id // _CHUNK][edge.id % _CHUNK] = None
+        self._free.append(edge.id)
+
+    def __iter__(self) -> Iterator[Edge]:
+        for edge_id in range(1, self.end):
+            edge = self.get(edge_id)
+            if edge is not None:
+                yield edge
 
 
 class Tree:
-    """Edges by their first key, and every block's edge."""
+    """Edges by their first key and by id, and the table of all blocks."""
 
     def __init__(self) -> None:
-        self.first: dict[bytes, Edge] = {}
-        self.edge_of: dict[bytes, Edge] = {}
+        self.first: tuple[dict[bytes, Edge], ...] = tuple({} for _ in range(256))
+        """First key → edge, in the dict of the key's first byte."""
+        self.store = Store()
+        self.table = KeyTable()
+        self.blocks = 0
+        self.edges = 0
+        self.ghosts = 0
+        """Slots that hold nothing any more, though edges still name them."""
+
+    def __del__(self) -> None:
+        # A chain of parents that goes in one piece would recurse once per edge, in C.
+        for edge in self.store:
+            edge.parent = None
 
     def find(self, key: bytes) -> tuple[Edge, int] | None:
-        """The edge that has this block, and its place there; None if there is none."""
-        edge = self.edge_of.get(key)
+        """The edge that has this block, and its place there; None if there is none. ~2 µs."""
+        slots = self.table.slots
+        ids, tags = slots.ids, slots.tags
+        number = int.from_bytes(key, "little")
+        tag = number & 0xFF
+        at = (number >> 32) * slots.size >> 32
+        while edge_id := ids[at]:
+            if tags[at] == tag and (place := self._find_in(edge_id, key)) is not None:
+                return place
+            at += 1
+            if at == slots.size:
+                at = 0
+        for edge_id in self.table.waiting_candidates(key):
+            if (place := self._find_in(edge_id, key)) is not None:
+                return place
+        return None
+
+    def _find_in(self, edge_id: int, key: bytes) -> tuple[Edge, int] | None:
+        edge = self.store.get(edge_id)
         if edge is None:
             return None
-        at = edge.keys.find(key)
-        while at % KEY_BYTES:
-            at = edge.keys.find(key, at + 1)
-        return edge, at // KEY_BYTES
+        keys = edge.keys
+        if keys[-KEY_BYTES:] == key:
+            return edge, edge.size - 1
+        at = keys.find(key)
+        while at % KEY_BYTES and at > 0:
+            at = keys.find(key, at + 1)
+        return (edge, at // KEY_BYTES) if at >= 0 else None
 
-    def add(self, parent: Edge | None, keys: bytes) -> Edge:
+    def add(self, parent: Edge | None, keys: bytes, scope: Scope | None) -> Edge:
         """A new edge below `parent`, held by nobody yet."""
-        edge = Edge(keys, parent.end if parent else 0, parent)
-        self.first[keys[:KEY_BYTES]] = edge
-        self._own(edge, keys)
-        if parent:
+        edge = Edge(keys=keys, size=len(keys) // KEY_BYTES, parent=parent, scope=scope)
+        self.first[keys[0]][keys[:KEY_BYTES]] = edge
+        self.store.add(edge)
+        self.table.add(edge.id, keys)
+        self.edges += 1
+        self.blocks += edge.size
+        if parent is not None:
             parent.kids += 1
         return edge
 
-    def extend(self, edge: Edge, keys: bytes) -> None:
-        """Append blocks to an edge without kids; who held all of it holds its old part."""
-        old = edge.size
+    def extend(self, edge: Edge, keys: bytes, bit: int, planes: tuple[int, ...]) -> None:
+        """Append blocks to an edge without kids. Full holders keep the old part.
+
+        Only the slot of `bit`, where it is a full holder in one of `planes`, stays one.
+        """
+        edge.grow(edge.size, bit if HELD_GPU in planes else 0)
+        if edge.more is not None:
+            for plane, cover in edge.more.items():
+                cover.grow(edge.size, bit if plane in planes else 0)
         edge.keys += keys
         edge.size += len(keys) // KEY_BYTES
-        self._own(edge, keys)
-        for cover in edge.covers:
-            cover.resize(old, edge.size)
+        self.table.add(edge.id, keys)
+        self.blocks += len(keys) // KEY_BYTES
 
     def split(self, edge: Edge, at: int) -> Edge:
-        """Cut before block `at`: `edge` stays the lower part, the new upper part is returned."""
+        """Cut before block `at`: `edge` stays the lower part, the new upper part is returned.
+
+        Stamps stay with the lower part; the caller hands them out.
+        """
         cut = at * KEY_BYTES
-        upper = Edge(edge.keys[:cut], edge.start, edge.parent)
-        upper.kids = 1
-        upper.covers = [cover.split(at, edge.size) for cover in edge.covers]
-        self.first[upper.keys[:KEY_BYTES]] = upper
-        self._own(upper, upper.keys)
-        edge.keys, edge.size = edge.keys[cut:], edge.size - at
-        edge.start += at
+        upper = Edge(keys=edge.keys[:cut], size=at, parent=edge.parent, kids=1, scope=edge.scope)
+        size, ghosts = edge.size, self.ghosts
+        on_gpu = edge.cut(at, size, ghosts)
+        upper.full, upper.part = on_gpu.full, on_gpu.part
+        if edge.more is not None:
+            upper.more = {p: c.cut(at, size, ghosts) for p, c in edge.more.items()}
+            upper.tidy()
+            edge.tidy()
+        edge.keys = edge.keys[cut:]
+        edge.size = size - at
         edge.parent = upper
-        self.first[edge.keys[:KEY_BYTES]] = edge
-        stamps, edge.stamps = edge.stamps, {}
-        for slot, stamp in stamps.items():
-            for part in (upper, edge):
-                if any(cover.get(slot, part.size) for cover in part.covers):
-                    part.stamps[slot] = stamp
+        self.first[upper.keys[0]][upper.keys[:KEY_BYTES]] = upper
+        self.first[edge.keys[0]][edge.keys[:KEY_BYTES]] = edge
+        self.store.add(upper)
+        self.table.add(upper.id, upper.keys)
+        self.edges += 1
         return upper
+
+    def agree(self, upper: Edge, edge: Edge) -> bool:
+        """Whether an edge and its parent have the same holders, who touched them together."""
+        if upper.full != edge.full or upper.size + edge.size > MAX_EDGE:
+            return False
+        if upper.part is not None or edge.part is not None:
+            return False
+        if upper.stamp != edge.stamp if upper.stamps is None else upper.stamps != edge.stamps:
+            return False
+        mine, other = upper.more, edge.more
+        if mine is None or other is None:
+            return mine is other
+        return mine.keys() == other.keys() and all(
+            cover.full == other[plane].full and cover.part is None and other[plane].part is None
+            for plane, cover in mine.items()
+        )
+
+    def merge(self, upper: Edge, edge: Edge) -> None:
+        """`edge` takes over `upper`, its parent, whose only kid it is and whose holders agree."""
+        del self.first[edge.keys[0]][edge.keys[:KEY_BYTES]]
+        self.first[upper.keys[0]][upper.keys[:KEY_BYTES]] = edge
+        edge.keys = upper.keys + edge.keys
+        edge.size += upper.size
+        edge.parent = upper.parent
+        self.store.remove(upper)
+        self.table.add(edge.id, upper.keys)
+        self.edges -= 1
+
+    def exorcise(self, edge: Edge, ghosts: int) -> bool:
+        """Let an edge forget these slots; whether it named any. The edge may be gone afterwards."""
+        if not edge.full & ghosts and edge.part is None and edge.more is None:
+            return False
+        found = [slot for slot in edge.holders() if ghosts >> slot & 1]
+        if not found:
+            return False
+        for cover in edge.covers():
+            cover.without(ghosts)
+        edge.tidy()
+        for slot in found:
+            edge.forget(slot)
+        self.prune(edge)
+        return True
 
     def prune(self, edge: Edge) -> None:
         """Forget what nobody holds at the end of this branch, up to what somebody does."""
         at: Edge | None = edge
         while at is not None and not at.kids:
-            if any(cover.full for cover in at.covers):
+            if at.full:
                 return
-            held = max((b.bit_length() for c in at.covers for b in c.part.values()), default=0)
-            for b in range(held * KEY_BYTES, len(at.keys), KEY_BYTES):
-                key = at.keys[b : b + KEY_BYTES]
-                if self.edge_of.get(key) is at:
-                    del self.edge_of[key]
-            if held:
-                for cover in at.covers:
-                    cover.resize(at.size, held)
-                at.keys, at.size = at.keys[: held * KEY_BYTES], held
+            reach = max(cover.reach(at.size) for cover in at.covers())
+            self.blocks -= at.size - reach
+            if reach:
+                if reach < at.size:
+                    at.keys, at.size = at.keys[: reach * KEY_BYTES], reach
+                    for cover in at.covers():
+                        cover.shrink(reach)
                 return
-            if self.first.get(at.keys[:KEY_BYTES]) is at:
-                del self.first[at.keys[:KEY_BYTES]]
+            shard = self.first[at.keys[0]]
+            if shard.get(at.keys[:KEY_BYTES]) is at:
+                del shard[at.keys[:KEY_BYTES]]
+            self.store.remove(at)
+            self.edges -= 1
             at = at.parent
             if at is not None:
                 at.kids -= 1
 
-    def _own(self, edge: Edge, keys: bytes) -> None:
-        for b in range(0, len(keys), KEY_BYTES):
-            self.edge_of[keys[b : b + KEY_BYTES]] = edge
+    def work(self) -> bool:
+        """One slice of upkeep of the table of all blocks; whether more is to do."""
+        table = self.table
+        table.work(self._run, self.blocks)
+        return table.rebuilding or table.waiting > 0
+
+    def _run(self, start: int, wanted: int) -> tuple[int, bytes, npt.NDArray[np.uint32]]:
+        """Keys of the edges from an id on, for a new table."""
+        store = self.store
+        parts, ids, sizes = [], [], []
+        found = looked = 0
+        while start < store.end and found < wanted and looked < wanted:
+            edge = store.get(start)
+            if edge is not None:
+                parts.append(edge.keys)
+                ids.append(start)
+                sizes.append(edge.size)
+                found += edge.size
+            start += 1
+            looked += 1
+        owners = np.repeat(np.array(ids, np.uint32), np.array(sizes, np.int64))
+        return (start if start < store.end else 0), b"".join(parts), owners

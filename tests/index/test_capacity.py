@@ -65,7 +65,7 @@ def test_a_smaller_capacity_counts_at_once_and_zero_keeps_nothing() -> None:
     assert depths(index, "abcdef") == {"a": 2}
     index.apply(Capacity(A, Tier.GPU, 0))
     assert (index.held_blocks(A), index.stats().blocks) == (0, 0)
-    assert index.stats().evicted == 6
+    assert index.stats().evicted == {"capacity": 6}
 
 
 def test_room_that_a_removal_made_is_used() -> None:
@@ -83,4 +83,4 @@ def test_the_queue_of_touches_does_not_grow_with_the_history() -> None:
     for _ in range(5000):
         index.apply(held(A, "abcdef"))
     (instance,) = index._instances.values()
-    assert len(instance.queues[Tier.GPU]) <= 65
+    assert len(instance.tails[Tier.GPU].entries) == 1

@@ -120,6 +120,11 @@ class Histories(RuleBasedStateMachine):
     def same_digest(self) -> None:
         assert self.index.digest == self.model.digest
 
+    @rule()
+    def idle(self) -> None:
+        while self.index.step():
+            pass
+
     @invariant()
     def nothing_is_kept_that_nobody_needs(self) -> None:
         needed = {
@@ -129,14 +134,15 @@ class Histories(RuleBasedStateMachine):
             for key in blocks
             for block in self.model.chain(key)
         }
-        assert self.index.stats().blocks == len(needed)
+        assert self.index.stats().blocks >= len(needed)
+        if not self.index.step():
+            assert self.index.stats().blocks == len(needed)
 
     def teardown(self) -> None:
         again = PrefixIndex()
         for fact in self.log:
             again.apply(fact)
         assert again.digest == self.index.digest
-        assert again.stats() == self.index.stats()
 
 
 TestHistories = Histories.TestCase

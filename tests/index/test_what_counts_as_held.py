@@ -25,6 +25,11 @@ def dropped(instance: InstanceId, prompt: str, *blocks: int, tier: Tier = Tier.G
     return Dropped(instance, tier, PackedKeys(gone), Source.EVENT)
 
 
+def drain(index: PrefixIndex) -> None:
+    while index.step():
+        pass
+
+
 def test_an_empty_index_and_an_empty_prompt_match_nothing() -> None:
     assert PrefixIndex().match(packed("xyz")) == {}
     index = index_of(A)
@@ -195,6 +200,7 @@ def test_a_cleared_instance_holds_nothing_and_goes_on() -> None:
     index.apply(held(B, "ab"))
     index.apply(Cleared(A, Source.EVENT))
     assert depths(index, "abc") == {"b": 2}
+    drain(index)
     assert index.stats().blocks == 2
     index.apply(held(A, "abcdefghij"))
     assert depths(index, "abcdefghij") == {"a": 8, "b": 2}

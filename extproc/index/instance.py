@@ -1,0 +1,40 @@
+"""What the index keeps of one instance."""
+
+from extproc.index.facts import Tier
+from extproc.index.order import Order
+from extproc.index.scope import Scope
+from extproc.index.tree import Edge
+from extproc.terms import InstanceId
+
+TIERS = len(Tier)
+PLANES = 2 * TIERS
+
+
+class Instance:
+    """One instance's place in the masks, its counts and its order of use.
+
+    slot, bit: its bit in the edges' masks. limits, counts, tails: by tier. sums: by plane, the sum
+    of the block keys, of which the digest is made. scopes: its blocks in each bound.
+
+    tails: one entry per touch that still counts: its stamp and the deepest edge that it touched and
+    that the instance holds something of in the tier. Every edge the instance holds something of has
+    an entry with its own stamp at or below it, so taking the oldest entry's deepest blocks again
+    and again takes what was used longest ago, leaves first.
+    """
+
+    __slots__ = ("bit", "block_size", "counts", "limits", "name", "scopes", "slot", "sums", "tails")
+
+    def __init__(self, name: InstanceId, slot: int, block_size: int) -> None:
+        self.name = name
+        self.slot = slot
+        self.bit = 1 << slot
+        self.block_size = block_size
+        self.limits: list[int | None] = [None] * TIERS
+        self.counts = [0] * TIERS
+        self.sums = [0] * PLANES
+        self.scopes: dict[Scope, int] = {}
+        self.tails: list[Order[Edge]] = [Order() for _ in range(TIERS)]
+
+    def tier_of(self, stamp: int) -> Tier | None:
+        """The first tier whose order has an entry with this stamp."""
+        return next((tier for tier in Tier if stamp in self.tails[tier].entries), None)

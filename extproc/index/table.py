@@ -1,0 +1,167 @@
+"""Where a block is: an open-addressing table from block key to the edge that has it.
+
+Most blocks are found without it (by the first key of an edge). It serves an engine that removes a
+block in the middle of a path, and a fact that starts there. A Python dict of every block would cost
+100 B a block; this costs 7 to 11.
+
+A slot holds an edge's id and eight bits of the key, so what it gives are candidates: the caller
+looks for the key in the edge. That makes removal free: a block that has gone leaves its slot
+behind, and slots of blocks that moved to another edge are left behind likewise (the block is added
+again under its new edge). They go when the table is built anew, which is also how it grows.
+
+Keys are added in batches, because numpy needs 50 ns for a key in a batch and 10 µs for a single
+one. Those not yet in the table wait in one buffer, which is searched too. Building anew happens
+beside the old table, a slice at a time: no call takes longer than a millisecond or two.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from extproc.terms import KEY_BYTES
+
+BATCH_KEYS = 1024
+"""Keys that are put into the table together."""
+
+REBUILD_KEYS = 6 * BATCH_KEYS
+"""Keys that go into a new table per batch into the old one, so that it is ready in time."""
+
+_SMALLEST = 4096
+_FULL = 0.70
+"""Share of used slots at which a new table is begun."""
+_FRESH = 0.45
+"""Share of used slots that a new table starts with."""
+
+_Keys = npt.NDArray[np.uint64]
+_Ids = npt.NDArray[np.uint32]
+
+
+_HALF = np.uint64(32)
+_WINDOW = 8
+"""Slots that a key looks at together."""
+_NEVER_FREE = 0xFFFFFFFF
+
+
+class Slots:
+    """One table: ids of edges (0 is empty) and tags, as views that are fast to read singly.
+
+    A key's first slot follows from its upper half, its tag from its lowest byte. A window of slots
+    beyond the last one is never free, so that looking at a window needs no wrapping.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.used = 0
+        self._ids: _Ids = np.zeros(size + _WINDOW, np.uint32)
+        self._ids[size:] = _NEVER_FREE
+        self._tags: npt.NDArray[np.uint8] = np.zeros(size, np.uint8)
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._ids, _WINDOW)
+        self.ids = memoryview(self._ids)  # type: ignore[arg-type]
+        self.tags = memoryview(self._tags)  # type: ignore[arg-type]
+
+    def insert(self, keys: _Keys, ids: _Ids) -> None:
+        """Linear probing for all keys at once, a window each; who finds no free slot looks on."""
+        table, tags = self._ids, keys.astype(np.uint8)
+        places = (((keys >> _HALF) * np.uint64(self.size)) >> _HALF).astype(np.int64)
+        self.used += len(keys)
+        while True:
+            here = places + (self._windows[places] != 0).argmin(axis=1)
+            # Several may want one slot: the last one's token stays in it.
+            tokens = np.arange(1, len(here) + 1, dtype=np.uint32)
+            free = table[here] == 0
+            table[here[free]] = tokens[free]
+            won = free & (table[here] == tokens)
+            mine = here[won]
+            table[mine] = ids[won]
+            self._tags[mine] = tags[won]
+            if len(mine) == len(here):
+                return
+            lost = ~won
+            places, ids, tags = here[lost], ids[lost], tags[lost]
+            places[~free[lost]] += _WINDOW
+            places[places >= self.size] = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both arrays."""
+        return self._ids.nbytes + self._tags.nbytes
+
+
+class KeyTable:
+    """Block key → ids of edges that may have it."""
+
+    def __init__(self) -> None:
+        self.slots = Slots(_SMALLEST)
+        """The table that answers."""
+        self._waiting = bytearray()
+        self._owners: list[int] = []
+        self._ends: list[int] = []
+        self._next: Slots | None = None
+        self._cursor = 0
+
+    @property
+    def waiting(self) -> int:
+        """Keys that are not in the table yet."""
+        return len(self._waiting) // KEY_BYTES
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether a new table is being built."""
+        return self._next is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table, the one being built, and the keys that wait."""
+        return self.slots.nbytes + (self._next.nbytes if self._next else 0) + len(self._waiting)
+
+    def add(self, edge_id: int, keys: bytes) -> None:
+        """These blocks are in that edge now. O(keys), copied."""
+        self._waiting += keys
+        self._owners.append(edge_id)
+        self._ends.append(len(self._waiting))
+
+    def work(self, run: Callable[[int, int], tuple[int, bytes, _Ids]], live: int) -> None:
+        """One slice: a batch of waiting keys, and the same six times for a table being built.
+
+        run: (from id, keys wanted) → (next id, keys, an id per key); next id 0 at the end.
+        live: blocks in the tree, which is what a new table has to hold.
+        """
+        if self._waiting:
+            self._insert_batch()
+        slots = self.slots
+        if self._next is None:
+            if slots.used + self.waiting <= _FULL * slots.size:
+                return
+            self._next = Slots(max(_SMALLEST, int(live / _FRESH)))
+            self._cursor = 1
+        self._cursor, keys, ids = run(self._cursor, REBUILD_KEYS)
+        if keys:
+            self._next.insert(np.frombuffer(keys, np.uint64), ids)
+        if not self._cursor:
+            self.slots, self._next = self._next, None
+
+    def _insert_batch(self) -> None:
+        owners, ends = self._owners, self._ends
+        count = 0
+        while count < len(ends) and (not count or ends[count] <= BATCH_KEYS * KEY_BYTES):
+            count += 1
+        cut = ends[count - 1]
+        keys = np.frombuffer(bytes(self._waiting[:cut]), np.uint64)
+        lengths = np.diff([0, *ends[:count]]).astype(np.int64) // KEY_BYTES
+        ids = np.repeat(np.array(owners[:count], np.uint32), lengths)
+        self.slots.insert(keys, ids)
+        if self._next is not None:
+            self._next.insert(keys, ids)
+        del self._waiting[:cut]
+        self._owners = owners[count:]
+        self._ends = [end - cut for end in ends[count:]]
+
+    def waiting_candidates(self, key: bytes) -> Iterator[int]:
+        """Ids of edges that the block waits for. O(waiting keys)."""
+        at = self._waiting.find(key)
+        while at >= 0:
+            if at % KEY_BYTES == 0:
+                yield self._owners[bisect_right(self._ends, at)]
+            at = self._waiting.find(key, at + 1)
