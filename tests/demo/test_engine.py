@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
@@ -130,6 +131,13 @@ async def test_a_completion_hits_its_own_answer_too(client: Client) -> None:
     usage = first["usage"]
     computed = usage["prompt_tokens"] + usage["completion_tokens"] - 1
     assert cached(second) == computed // 16 * 16
+
+
+async def test_only_a_completion_begins_with_a_blank(client: Client) -> None:
+    _, completion = await client.post(COMPLETIONS, {"prompt": "Once upon a time"})
+    assert re.fullmatch(r"( \w+)+", completion["choices"][0]["text"])
+    chat = await client.chat([user("Once upon a time")])
+    assert re.fullmatch(r"\w+( \w+)+", chat["choices"][0]["message"]["content"])
 
 
 async def test_token_ids_and_lists_of_prompts_are_served(client: Client) -> None:

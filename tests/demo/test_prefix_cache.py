@@ -101,7 +101,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
 
 
 TestCacheAgainstModel = CacheAgainstModel.TestCase
-TestCacheAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCacheAgainstModel.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
 def test_a_prompt_of_whole_blocks_hits_one_block_less() -> None:
@@ -156,6 +156,34 @@ def test_blocks_in_use_are_never_taken() -> None:
     assert cache.match(chain(*range(9)), 9) == 2
     cache.release(running)
     assert cache.acquire(chain(*[9] * 8), 8, 8) is not None
+
+
+def test_blocks_that_a_request_hits_are_not_free_for_its_rest() -> None:
+    cache = PrefixCache(1 + 3, SIZE)
+    run(cache, chain(1, 1, 1, 1, 2), 5)
+    longer = chain(1, 1, 1, 1, *[3] * 12)
+    assert cache.acquire(longer, 16, 16) is None
+    assert cache.match(longer, 16) == 1
+    assert run(cache, chain(1, 1, 1, 1, *[3] * 8), 12) == 1
+
+
+def test_of_two_copies_the_one_that_was_evicted_is_forgotten() -> None:
+    cache = PrefixCache(1 + 4, SIZE)
+    same = chain(1, 1, 1, 1, 0)
+    leases = [cache.acquire(same, 5, 5) for _ in range(2)]
+    blocks = []
+    for lease in leases:
+        assert lease is not None
+        cache.commit(lease, 5)
+        blocks.append(lease.blocks[0])
+        cache.release(lease)
+    assert blocks[0] != blocks[1]
+    for _ in range(2):
+        hit = cache.acquire(same, 5, 5)
+        assert hit is not None
+        assert hit.blocks[0] == blocks[0]
+        cache.release(hit)
+        run(cache, chain(*[9] * 12), 12)  # takes all but the copy that was just hit
 
 
 def test_requests_that_run_together_share_their_head_and_copy_nothing() -> None:
