@@ -54,6 +54,9 @@ class Admin:
         return web.Response(status=503, text="not ready: models are loading, or draining\n")
 
     async def _scrape(self, _: web.Request) -> web.Response:
+        # A pool that a reload took away has no numbers.
+        self._metrics.in_flight.clear()
+        self._metrics.index_blocks.clear()
         for pool in self._pools():
             self._metrics.in_flight.labels(pool.name).set(pool.load.in_flight)
             self._metrics.index_blocks.labels(pool.name).set(pool.index.stats().blocks)

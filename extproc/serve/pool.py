@@ -50,12 +50,17 @@ class Pool:
             self.log.append(self.name, facts)
 
     def configure(self, listed: configuration.Pool) -> None:
-        """Take over what the configuration lists: new instances join, missing ones leave."""
+        """Take over what the configuration lists: new instances join, missing ones leave.
+
+        One that stays keeps what it is known to hold. Another endpoint under the same name is a
+        new instance, and with blocks of another size all are.
+        """
         wanted = {entry.id: Instance(entry.id, entry.endpoint) for entry in listed.instances}
-        known = {instance.id for instance in self.instances}
-        facts: list[Fact] = [Left(gone) for gone in sorted(known - wanted.keys())]
+        same_blocks = listed.block_size == self.config.block_size
+        stay = set(self.instances) & set(wanted.values()) if same_blocks else set()
+        facts: list[Fact] = [Left(gone.id) for gone in self.instances if gone not in stay]
         for entry in listed.instances:
-            if entry.id not in known:
+            if wanted[entry.id] not in stay:
                 facts.append(Joined(entry.id, listed.block_size))
             facts.append(Capacity(entry.id, Tier.GPU, listed.capacity_of(entry)))
         self.append(facts)

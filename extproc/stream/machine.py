@@ -165,6 +165,30 @@ class Stream:
         """Whether the proxy waits for answers of ours to parts of the request."""
         return bool(self._held)
 
+    # --- for whoever wants to leave before the proxy does ---
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of ours is wanted any more: a clean close now changes nothing.
+
+        The request is placed, and of the answer was seen all that was to be read.
+        """
+        answer = self._answer
+        seen = answer.state is State.DONE if self._watching else answer.state is not State.IDLE
+        placed = self._request.state in (State.PASSING, State.DONE, State.CLOSED)
+        return placed and seen and self.can_leave
+
+    @property
+    def can_leave(self) -> bool:
+        """Whether a clean close now loses nothing: the proxy goes on alone, if need be unpicked.
+
+        It would lose what is held, and in FULL_DUPLEX_STREAMED whatever of a body is under way.
+        """
+        return not self._held and not any(
+            side.wire in DUPLEX and side.state not in (State.DONE, State.CLOSED)
+            for side in (self._request, self._answer)
+        )
+
     # --- what the proxy says ---
 
     def receive(self, message: ProcessingRequest) -> list[Command]:

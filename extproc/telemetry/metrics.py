@@ -79,4 +79,16 @@ class Metrics:
             ["pool"],
             registry=registry,
         )
+        self.reloads = Counter(
+            "homing_reloads",
+            "Changes of the configuration or the certificate, by what came of them (taken, "
+            "refused: the old one stays).",
+            ["what", "result"],
+            registry=registry,
+        )
+        self.certificate_expiry = Gauge(
+            "homing_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate of new connections ends; 0 without TLS.",
+            registry=registry,
+        )
         self.ready = Gauge("homing_ready", "1 once every model is loaded.", registry=registry)
