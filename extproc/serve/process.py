@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from enum import IntEnum, auto
 from typing import Protocol
 
 import grpc
