@@ -65,7 +65,9 @@ def _report(path: Path, source: Source, findings: list[Finding]) -> str:
 
 
 def _sentence(finding: Finding) -> str:
-    return f"{spell_field(finding.field)}: {finding.what}" if finding.field else finding.what
+    said = f"{spell_field(finding.field)}: {finding.what}" if finding.field else finding.what
+    # What the file says is quoted, and may have line ends or worse: a finding is one line.
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in said)
 
 
 def _finding(error: ErrorDetails, data: object) -> Finding:

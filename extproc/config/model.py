@@ -278,6 +278,13 @@ class Config(Section):
     """Lets clients choose the endpoint by the header `test-epp-endpoint-selection`, and tells them
     who answered: what a conformance suite needs, and no production does."""
 
+    fallbacks: Count = 3
+    """Most endpoints in a pick: the first, and those that a retry of the proxy goes to."""
+
+    pool_header: str | None = None
+    """Request header that names the pool, for a gateway that sets it and removes a client's own.
+    Metadata `homing: {pool: NAME}` of the request or its route goes before it, the model after."""
+
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The engines, by the models that they serve."""
 

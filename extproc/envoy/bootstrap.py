@@ -33,7 +33,7 @@ from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import Previ
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.google.protobuf import Any
 
-from extproc.config import Config, EnvoyOptions
+from extproc.config import Config, EnvoyOptions, EnvoyTls
 from extproc.config.addresses import UNIX_PREFIX, join_endpoint, split_endpoint
 from extproc.envoy.clusters import engines_cluster, pickers_cluster, socket_address
 from extproc.envoy.filter import ext_proc
@@ -67,7 +67,7 @@ def bootstrap(config: Config) -> Bootstrap:
         static_resources=BootstrapStaticResources(
             listeners=[_listener(options, _client_header_removal(config))],
             clusters=[
-                pickers_cluster(_picker_addresses(config)),
+                pickers_cluster(_picker_addresses(config), _picker_tls(config)),
                 engines_cluster(_engines(config)),
             ],
         ),
@@ -85,6 +85,10 @@ def _picker_addresses(config: Config) -> list[str]:
         raise ConfigError("listen: port 0 is any free one; name the real one in envoy.pickers")
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not bound
     return [join_endpoint(loopback.get(ip, ip), port)]
+
+
+def _picker_tls(config: Config) -> EnvoyTls | None:
+    return None if config.tls in (None, "off") else config.envoy.tls
 
 
 def _engines(config: Config) -> list[str]:
@@ -113,12 +117,10 @@ def _listener(options: EnvoyOptions, removal: HeaderMutation) -> Listener:
 
 
 def _connection_manager(options: EnvoyOptions, removal: HeaderMutation) -> HttpConnectionManager:
-    idle = timedelta(seconds=options.idle_timeout_s)
     return HttpConnectionManager(
         stat_prefix="clients",
         # The engine is told who asks (x-forwarded-for), and no client can tell it otherwise.
         use_remote_address=True,
-        stream_idle_timeout=idle,
         # HTTP/1 trailers reach no filter without it.
         http_protocol_options=Http1ProtocolOptions(enable_trailers=True),
         early_header_mutation_extensions=[
@@ -127,7 +129,7 @@ def _connection_manager(options: EnvoyOptions, removal: HeaderMutation) -> HttpC
                 typed_config=Any.pack(removal),
             )
         ],
-        route_config=_routes(idle),
+        route_config=_routes(options),
         http_filters=[
             _http_filter("ext_proc", ext_proc(options)),
             _http_filter("router", Router()),
@@ -153,12 +155,12 @@ def _client_header_removal(config: Config) -> HeaderMutation:
     )
 
 
-def _routes(idle: timedelta) -> RouteConfiguration:
+def _routes(options: EnvoyOptions) -> RouteConfiguration:
     action = RouteAction(
         cluster=ENGINES_CLUSTER,
         # The length of an answer is not known; silence ends it, not its age.
         timeout=timedelta(0),
-        idle_timeout=idle,
+        idle_timeout=timedelta(seconds=options.idle_timeout_s),
         retry_policy=RetryPolicy(
             retry_on=_RETRY_ON,
             num_retries=2,
@@ -168,7 +170,8 @@ def _routes(idle: timedelta) -> RouteConfiguration:
                     typed_config=Any.pack(PreviousHostsPredicate()),
                 )
             ],
-            host_selection_retry_max_attempts=5,
+            # One that is down has the fewest requests, so it is chosen again and again.
+            host_selection_retry_max_attempts=50,
         ),
     )
     return RouteConfiguration(

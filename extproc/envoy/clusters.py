@@ -1,6 +1,7 @@
 """The two clusters: Homing's processes, and the engines that they pick from."""
 
 from datetime import timedelta
+from pathlib import Path
 
 from betterproto2 import Message
 from envoy_data_plane.envoy.config.cluster.v3 import (
@@ -15,6 +16,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
 )
 from envoy_data_plane.envoy.config.core.v3 import (
     Address,
+    DataSource,
     HealthCheck,
     HealthCheckGrpcHealthCheck,
     Http1ProtocolOptions,
@@ -22,6 +24,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HttpProtocolOptions,
     Pipe,
     SocketAddress,
+    TransportSocket,
     TypedExtensionConfig,
 )
 from envoy_data_plane.envoy.config.endpoint.v3 import (
@@ -35,16 +38,26 @@ from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 
     OverrideHost,
     OverrideHostOverrideHostSource,
 )
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CertificateValidationContext,
+    CommonTlsContext,
+    SubjectAltNameMatcher,
+    SubjectAltNameMatcherSanType,
+    TlsCertificate,
+    UpstreamTlsContext,
+)
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions as UpstreamHttpOptions,
 )
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptionsExplicitHttpConfig as ExplicitHttpConfig,
 )
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
 from envoy_data_plane.envoy.type.v3 import Percent
 from envoy_data_plane.google.protobuf import Any
 
+from extproc.config import EnvoyTls
 from extproc.config.addresses import UNIX_PREFIX, split_endpoint
 from extproc.envoy.names import ENGINES_CLUSTER, PICKERS_CLUSTER
 from extproc.stream.headers import DESTINATION, METADATA_NAMESPACE
@@ -62,16 +75,18 @@ _MOST_REQUESTS = 1_000_000
 """In place of 1,024, which long answers reach: limiting concurrency is the policy's work."""
 
 
-def pickers_cluster(addresses: list[str]) -> Cluster:
+def pickers_cluster(addresses: list[str], tls: EnvoyTls | None) -> Cluster:
     """Homing's processes, HTTP/2, an endpoint each, dropped within a second when one is down.
 
     With none left its requests fail at once (panic threshold 0), and the filter lets them pass.
+    tls: None for plaintext.
     """
     return Cluster(
         name=PICKERS_CLUSTER,
         type=ClusterDiscoveryType.STATIC,
         connect_timeout=_CONNECT_TIME,
         load_assignment=_assignment(PICKERS_CLUSTER, addresses),
+        transport_socket=_tls_socket(tls) if tls else None,
         lb_policy=ClusterLbPolicy.LEAST_REQUEST,
         common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent()),
         health_checks=[
@@ -143,6 +158,35 @@ def socket_address(address: str) -> Address:
         return Address(pipe=Pipe(path=address.removeprefix(UNIX_PREFIX)))
     ip, port = split_endpoint(address)
     return Address(socket_address=SocketAddress(address=ip, port_value=port))
+
+
+def _tls_socket(tls: EnvoyTls) -> TransportSocket:
+    """Towards Homing, verified as far as there is something to verify it with."""
+    context = CommonTlsContext(alpn_protocols=["h2"])  # gRPC refuses who does not ask for it
+    if tls.cert and tls.key:
+        context.tls_certificates = [
+            TlsCertificate(certificate_chain=_file(tls.cert), private_key=_file(tls.key))
+        ]
+    if tls.ca:
+        context.validation_context = CertificateValidationContext(
+            trusted_ca=_file(tls.ca),
+            match_typed_subject_alt_names=[
+                SubjectAltNameMatcher(
+                    san_type=SubjectAltNameMatcherSanType.DNS,
+                    matcher=StringMatcher(exact=tls.name),
+                )
+            ]
+            if tls.name
+            else [],
+        )
+    return TransportSocket(
+        name="envoy.transport_sockets.tls",
+        typed_config=Any.pack(UpstreamTlsContext(common_tls_context=context, sni=tls.name or "")),
+    )
+
+
+def _file(path: Path) -> DataSource:
+    return DataSource(filename=str(path.absolute()))
 
 
 def _assignment(cluster: str, addresses: list[str]) -> ClusterLoadAssignment:

@@ -14,7 +14,13 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 
 from extproc.config import EnvoyOptions
 from extproc.envoy.names import PICKERS_CLUSTER
-from extproc.stream.headers import METADATA_NAMESPACE, SUBSET_NAMESPACE, UPSTREAM_ADDRESS
+from extproc.stream.headers import (
+    METADATA_NAMESPACE,
+    POOL_NAMESPACE,
+    ROUTE_METADATA,
+    SUBSET_NAMESPACE,
+    UPSTREAM_ADDRESS,
+)
 
 _MOST_MESSAGE_TIME = timedelta(seconds=10)
 """How far a message may stretch its own time-out."""
@@ -35,6 +41,8 @@ def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
         ),
         failure_mode_allow=True,
         processing_mode=_processing_mode(options),
+        # A route can name the pool: metadata `homing: {pool: NAME}`.
+        request_attributes=[ROUTE_METADATA],
         # Which engine really answered; Envoy tells it in no other way.
         response_attributes=[UPSTREAM_ADDRESS],
         message_timeout=message_timeout,
@@ -43,7 +51,7 @@ def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
         allow_mode_override=True,
         metadata_options=MetadataOptions(
             forwarding_namespaces=MetadataOptionsMetadataNamespaces(
-                untyped=[METADATA_NAMESPACE, SUBSET_NAMESPACE]
+                untyped=[METADATA_NAMESPACE, SUBSET_NAMESPACE, POOL_NAMESPACE]
             ),
             # Without this Envoy ignores the pick's metadata, silently.
             receiving_namespaces=MetadataOptionsMetadataNamespaces(untyped=[METADATA_NAMESPACE]),

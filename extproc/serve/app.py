@@ -2,25 +2,22 @@
 
 import asyncio
 import logging
-import signal
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from time import monotonic
 
-import uvloop
-
-from extproc import __version__, config, telemetry
-from extproc.errors import ConfigError
+from extproc import __version__, config
 from extproc.index import PrefixIndex
 from extproc.log import FactLog, MemoryLog
-from extproc.prompt import ServedModel
 from extproc.routing import Utilisation
 from extproc.serve.admin import Admin
+from extproc.serve.drain import drain
 from extproc.serve.encoder import Encoder
+from extproc.serve.models import Models
 from extproc.serve.picker import Picker
 from extproc.serve.pool import Pool
+from extproc.serve.pools import Pools
 from extproc.serve.process import Processor
 from extproc.serve.server import Server
+from extproc.serve.tls import ServerTls
 from extproc.stream import StreamSettings
 from extproc.telemetry import Metrics, OtlpTracer
 
@@ -30,27 +27,33 @@ HOLD_TIMEOUT_S = 30.0
 """How long a body is waited for before its request goes on without a pick: no time-out of Envoy's
 applies while it is held in FULL_DUPLEX_STREAMED."""
 
-DRAIN_S = 30.0
-"""How long open streams may go on after SIGTERM."""
-
 
 class App:
-    """One Homing process."""
+    """One Homing process.
+
+    settings: what is in force. Raises ConfigError where the certificate cannot be used.
+    """
 
     def __init__(self, settings: config.Config) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.ready = False
         self._log: FactLog = MemoryLog()
-        self.pools = [self._open_pool(listed) for listed in settings.pools]
+        self._known: dict[str, Pool] = {}
+        self._models = Models()
+        # Requests that come while the models are loaded are routed by load.
+        self.pools = [self._configured(listed) for listed in settings.pools]
+        self._lookup = Pools(self.pools, settings.pool_header)
+        tls = settings.tls
+        self.tls = None if tls is None or tls == "off" else ServerTls(tls)
         tracing = settings.tracing
         self._tracer = OtlpTracer(tracing.otlp_endpoint, tracing.sample_ratio) if tracing else None
         limits = settings.limits
-        self._encoder = Encoder(lambda: self.pools, limits.pick_timeout_ms / 1000)
+        self._encoder = Encoder(lambda: self._lookup, limits.pick_timeout_ms / 1000)
         picker = Picker(
-            lambda: self.pools,
+            lambda: self._lookup,
             self._encoder,
-            fallbacks=3,
+            fallbacks=settings.fallbacks,
             metrics=self.metrics,
             tracer=self._tracer,
             explain=settings.explain,
@@ -64,77 +67,71 @@ class App:
         )
         self.metrics.streams.set_function(lambda: self.processor.open_streams)
         self.metrics.ready.set_function(lambda: self.ready)
-        self._server = Server(self.processor, settings.listen, limits.max_body_bytes)
+        expiry = self.metrics.certificate_expiry
+        expiry.set_function(lambda: self.tls.expires.timestamp() if self.tls else 0)
+        self._server = Server(self.processor, settings.listen, limits.max_body_bytes, self.tls)
         self._admin = Admin(self.metrics, lambda: self.pools, lambda: self.ready)
 
-    def _open_pool(self, listed: config.Pool) -> Pool:
-        index = PrefixIndex()
-        self._log.subscribe(listed.name, lambda _, fact: index.apply(fact))
-        pool = Pool(listed, self._log, index, Utilisation(monotonic()))
-        pool.configure(listed)
-        return pool
-
     async def start(self) -> int:
-        """Serve, load the models off the event loop, and be ready. Returns the ext_proc port."""
+        """Serve, load the models, and be ready. Returns the ext_proc port.
+
+        Raises ConfigError where an address cannot be bound or a model cannot be loaded.
+        """
         if self.settings.admin:
             await self._admin.start(self.settings.admin)
         port = await self._server.start()
         logger.info("homing %s serves ext_proc on %s", __version__, self.settings.listen)
-        await self._load_models()
+        await self.take(self.settings)
         self.ready = True
         await self._server.ready()
         logger.info("ready")
         return port
 
-    async def _load_models(self) -> None:
-        """One after another in a thread: a tokenizer takes a second of pure computing."""
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
-            for pool in self.pools:
-                for listed in pool.config.models:
-                    model = await loop.run_in_executor(
-                        thread,
-                        ServedModel.load,
-                        listed.name,
-                        listed.tokenizer,
-                        listed.chat_template,
-                    )
-                    for name in (listed.name, *listed.aliases):
-                        pool.models[name] = model
+    async def take(self, settings: config.Config) -> None:
+        """Take over the pools and the drain's times; what else differs is left as it is.
+
+        The models of before serve until the new ones are loaded. Raises ConfigError where one
+        cannot be: nothing has changed then.
+        """
+        models = await self._models.load(settings.pools)
+        # From here on nothing waits: a pick sees all of the old pools or all of the new ones.
+        pools = [self._configured(listed) for listed in settings.pools]
+        listed_names = {pool.name for pool in pools}
+        for gone in (pool for pool in self.pools if pool.name not in listed_names):
+            gone.configure(gone.config.model_copy(update={"instances": ()}))
+        for pool in pools:
+            pool.models = {
+                name: models[listed.name]
+                for listed in pool.config.models
+                for name in (listed.name, *listed.aliases)
+            }
+        self.pools = pools
+        self._lookup = Pools(pools, settings.pool_header)
+        self.settings = self.settings.model_copy(
+            update={"pools": settings.pools, "drain": settings.drain}
+        )
+
+    def _configured(self, listed: config.Pool) -> Pool:
+        """The pool of this name, as listed now: one that was gone comes back under its log."""
+        if (pool := self._known.get(listed.name)) is None:
+            index = PrefixIndex()
+            self._log.subscribe(listed.name, lambda _, fact: index.apply(fact))
+            pool = Pool(listed, self._log, index, Utilisation(monotonic()))
+            self._known[listed.name] = pool
+        pool.configure(listed)
+        return pool
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Let the open requests end, as `drain` in the configuration says, or until `hurry`."""
+        was_ready, self.ready = self.ready, False
+        await drain(self._server, self.processor, self.settings.drain, was_ready, hurry)
 
     async def stop(self) -> None:
-        """Drain: not ready first, then open streams finish, bounded; then the rest."""
+        """End now, in order; requests that are still open are cut."""
         self.ready = False
-        await self._server.drain(DRAIN_S)
+        await self._server.stop()
         await self._admin.stop()
         self._encoder.close()
         if self._tracer:
             self._tracer.shutdown()
         logger.info("stopped")
-
-
-async def _serve(settings: config.Config) -> None:
-    app = App(settings)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    starting = asyncio.ensure_future(app.start())
-    stop = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        starting.result()
-    await stop
-    await app.stop()
-
-
-def run(settings: config.Config, path: Path) -> None:
-    """Serve until SIGTERM or SIGINT. path: of the configuration, to name in errors.
-
-    Raises ConfigError where an address cannot be bound or a model's files are wrong.
-    """
-    telemetry.configure()
-    try:
-        uvloop.run(_serve(settings))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None

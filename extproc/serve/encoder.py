@@ -4,13 +4,14 @@ Pure work all of it; what this module adds is where it runs and for how long it 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from extproc.errors import Unroutable
-from extproc.prompt import Chain, Prompt, is_llm_path, parse_body, root_seed
+from extproc.prompt import Chain, is_llm_path, parse_body, root_seed
 from extproc.serve.pool import Pool
+from extproc.serve.pools import Pools
 from extproc.stages import Stages
 from extproc.stream import Request
 
@@ -40,7 +41,7 @@ class Encoded:
 class Encoder:
     """Encodes the bodies of requests for one of the pools."""
 
-    def __init__(self, pools: Callable[[], Sequence[Pool]], timeout_s: float) -> None:
+    def __init__(self, pools: Callable[[], Pools], timeout_s: float) -> None:
         self._pools = pools
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="encode")
@@ -63,14 +64,14 @@ class Encoder:
         if not body:
             raise Unroutable("no_body")
         if len(body) <= INLINE_BODY_BYTES:
-            return self._encode(request.path, body, stages)
+            return self._encode(request, body, stages)
         if self._queued >= QUEUE_LIMIT:
             raise Unroutable("encoders_busy")
         self._queued += 1
         # Stages of its own: a thread that is not waited for any more must not write into ours.
         inner = Stages()
         work = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._encode, request.path, body, inner
+            self._threads, self._encode, request, body, inner
         )
         work.add_done_callback(self._done)
         try:
@@ -85,19 +86,13 @@ class Encoder:
         if not work.cancelled():
             work.exception()  # retrieved here, in case the pick gave up waiting
 
-    def _encode(self, path: str, body: bytes, stages: Stages) -> Encoded:
+    def _encode(self, request: Request, body: bytes, stages: Stages) -> Encoded:
         with stages.stage("parse"):
-            prompt = parse_body(path, body)
-        pool = self._pool_of(prompt)
+            prompt = parse_body(request.path, body)
+        pool = self._pools().of(request, prompt.model)
         model = pool.models.get(prompt.model)
         if model is None:
             raise Unroutable("model_loading")
         size = pool.config.block_size
         root = root_seed(secret=pool.secret, model=model.name, salt=prompt.salt, block_size=size)
         return Encoded(pool, model.encode(prompt, root, size, stages))
-
-    def _pool_of(self, prompt: Prompt) -> Pool:
-        for pool in self._pools():
-            if prompt.model in pool.model_names:
-                return pool
-        raise Unroutable("unknown_model")

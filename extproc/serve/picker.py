@@ -7,7 +7,9 @@ Whatever breaks on the way, the request is still routed: by load, counted, logge
 
 import itertools
 import logging
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import monotonic
 
 from extproc.errors import BadRequest, NoEndpoint, Unroutable
@@ -17,6 +19,7 @@ from extproc.serve.conformance import chosen
 from extproc.serve.encoder import Encoded, Encoder
 from extproc.serve.placed import Placed
 from extproc.serve.pool import Pool
+from extproc.serve.pools import Pools
 from extproc.serve.subset import eligible
 from extproc.stages import Stages
 from extproc.stream import Pick, Refusal, Request
@@ -38,7 +41,7 @@ class Picker:
 
     def __init__(
         self,
-        pools: Callable[[], Sequence[Pool]],
+        pools: Callable[[], Pools],
         encoder: Encoder,
         fallbacks: int,
         metrics: Metrics,
@@ -56,8 +59,11 @@ class Picker:
         self._once = LogOnce(logger)
         self._turns = itertools.count()
 
-    async def pick(self, request: Request) -> tuple[Pick, Placed] | Refusal:
-        """Endpoints for the request, best first, and what must be told how it went on."""
+    async def pick(self, request: Request) -> tuple[Pick, Placed] | Refusal | None:
+        """Endpoints for the request, best first, and what must be told how it went on.
+
+        None where nothing but the proxy itself can place it any more.
+        """
         stages = Stages()
         encoded: Encoded | None = None
         reason = ""
@@ -70,13 +76,29 @@ class Picker:
             if reason not in EXPECTED_REASONS:
                 self._once.warning(reason, "routed by load: %s", unknown)
         except Exception as fault:  # fail open: a fault of ours must not cost the client anything
-            reason = "internal_error"
-            self._metrics.errors.labels("encode").inc()
-            self._once.warning(f"{type(fault)}", "routed by load: %s", type(fault).__name__)
+            reason = self._fault("encode", fault)
         try:
-            return self._place(request, encoded, reason, stages)
+            try:
+                return self._place(request, encoded, reason, stages)
+            except Exception as fault:
+                if isinstance(fault, NoEndpoint) or encoded is None:
+                    raise
+                return self._place(request, None, self._fault("match", fault), stages)
         except NoEndpoint as none:
             return self._refuse(Refusal(none.status, none.code, str(none), reason=none.code))
+        except Exception as fault:
+            self._fault("place", fault)
+            return None
+
+    def _fault(self, where: str, fault: Exception) -> str:
+        """Count it, say once what it was (its text may hold the prompt's), and give the reason."""
+        self._metrics.errors.labels(where).inc()
+        frame = traceback.extract_tb(fault.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        self._once.warning(
+            f"{where} {place}", "%s at %s: routed by load", type(fault).__name__, place
+        )
+        return "internal_error"
 
     def _refuse(self, refusal: Refusal) -> Refusal:
         self._metrics.refusals.labels(refusal.code).inc()
@@ -85,7 +107,7 @@ class Picker:
     def _place(
         self, request: Request, encoded: Encoded | None, reason: str, stages: Stages
     ) -> tuple[Pick, Placed]:
-        pool = encoded.pool if encoded else self._pools()[0]
+        pool = encoded.pool if encoded else self._pools().fallback(request)
         candidates = eligible(pool.instances, request.subset)
         if self._conformance:
             candidates = chosen(candidates, request.headers)

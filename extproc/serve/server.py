@@ -1,5 +1,6 @@
 """The gRPC server: ext_proc, health and reflection on one port."""
 
+import asyncio
 from collections.abc import Iterable
 
 import grpc
@@ -8,6 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from extproc.errors import ConfigError
 from extproc.serve.process import Processor
+from extproc.serve.tls import ServerTls
 from proto_gen.ext_proc_pb2 import ProcessingRequest
 
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -20,11 +22,22 @@ MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 """Room for headers and metadata beside the largest body in one gRPC message."""
 
 
-class Server:
-    """Serves ext_proc until it is drained."""
+_NO_END_S = 86_400.0
+"""gRPC refuses new streams only together with a time limit for the open ones."""
 
-    def __init__(self, processor: Processor, listen: str, max_body_bytes: int) -> None:
+FLUSH_S = 1.0
+"""How long last answers may take to leave, and who watches our health to hear of it."""
+
+
+class Server:
+    """Serves ext_proc until it is stopped. tls: None serves plaintext."""
+
+    def __init__(
+        self, processor: Processor, listen: str, max_body_bytes: int, tls: ServerTls | None
+    ) -> None:
         self._listen = listen
+        self._tls = tls
+        self._closing: asyncio.Future[None] | None = None
         limit = max_body_bytes + MESSAGE_OVERHEAD_BYTES
         self._server = grpc.aio.server(
             options=[
@@ -50,7 +63,11 @@ class Server:
     async def start(self) -> int:
         """Bind and serve, alive but not ready. Returns the port, 0 for a unix socket."""
         try:
-            port: int = self._server.add_insecure_port(self._listen)
+            port: int = (
+                self._server.add_secure_port(self._listen, self._tls.credentials())
+                if self._tls
+                else self._server.add_insecure_port(self._listen)
+            )
         except RuntimeError as error:
             raise ConfigError(f"listen: cannot bind {self._listen}: {error}") from None
         await self._say(READINESS, serving=False)
@@ -62,10 +79,20 @@ class Server:
         """Every model is loaded: tell those who ask."""
         await self._say(READINESS, serving=True)
 
-    async def drain(self, grace_s: float) -> None:
-        """NOT_SERVING first, then no new streams, then what is open ends by itself or by force."""
+    async def not_ready(self) -> None:
+        """Tell those who ask that nothing more should be sent here; what is sent is served."""
         await self._say(READINESS, serving=False)
-        await self._server.stop(grace_s)
+
+    def refuse_new(self) -> None:
+        """Close the port, and take no new streams on the connections that are open."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._server.stop(_NO_END_S))
+
+    async def stop(self) -> None:
+        """End everything now; what is ending by itself has FLUSH_S for it. May be called twice."""
+        await self._server.stop(FLUSH_S)
+        if self._closing is not None:
+            await self._closing
 
     async def _say(self, names: Iterable[str], serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.ServingStatus

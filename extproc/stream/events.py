@@ -28,6 +28,7 @@ class Request:
     body: the whole body; None where it was not (wholly) seen, b"" where it is empty.
     subset: the proxy's subset hint, entries as sent (`ip:port`, or an ip for all its ports);
         None where there is no hint, () where it is empty.
+    pool: the pool that the operator's metadata names, None where it names none.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Request:
     headers: Mapping[str, str]
     body: bytes | None
     subset: tuple[str, ...] | None = None
+    pool: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

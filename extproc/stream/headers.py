@@ -18,6 +18,13 @@ SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 UPSTREAM_ADDRESS: Final = "upstream.address"
 """Attribute with who answered, for proxies that set no `SERVED` metadata (Envoy is one)."""
 
+POOL_NAMESPACE: Final = "homing"
+POOL_KEY: Final = "pool"
+"""Metadata of the request or of its route that names the pool, for operators with many."""
+
+ROUTE_METADATA: Final = "xds.route_metadata"
+"""Attribute with the route's metadata, in protobuf's text form."""
+
 REQUEST_METHOD: Final = "request.method"
 REQUEST_PATH: Final = "request.path"
 """Attributes that stand in for request headers which the proxy does not show."""

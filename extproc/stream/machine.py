@@ -30,6 +30,7 @@ from extproc.stream.messages import (
     read_attribute,
     read_flags,
     read_headers,
+    read_pool,
     read_protocol,
     read_served,
     read_subset,
@@ -111,6 +112,7 @@ class Stream:
         "_held",
         "_may_override",
         "_pick",
+        "_pool",
         "_remove",
         "_request",
         "_settings",
@@ -127,6 +129,7 @@ class Stream:
         self._headers: dict[str, str] = {}
         self._remove: list[str] = []
         self._subset: tuple[str, ...] | None = None
+        self._pool: str | None = None
         self._held: list[_Held] = []
         self.held_bytes = 0
         """Bytes of the request's body that are held now."""
@@ -275,6 +278,8 @@ class Stream:
         subset = read_subset(message)
         if subset is not None:
             self._subset = subset
+        if self._pool is None:
+            self._pool = read_pool(message)
         if action is Action.PASS:
             return [Send(self._unpicked(part, data, flags))]
         self._held.append((part, data, flags))
@@ -311,7 +316,7 @@ class Stream:
         headers = self._headers
         method = headers.get(":method") or read_attribute(message, REQUEST_METHOD) or ""
         path = headers.get(":path") or read_attribute(message, REQUEST_PATH) or ""
-        return Request(method, path, headers, body, self._subset)
+        return Request(method, path, headers, body, self._subset, self._pool)
 
     # --- what the shell says ---
 

@@ -10,6 +10,7 @@ from enum import IntEnum, unique
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Value
 
@@ -19,13 +20,16 @@ from extproc.stream.headers import (
     DESTINATION,
     METADATA_NAMESPACE,
     OWN_PREFIX,
+    POOL_KEY,
+    POOL_NAMESPACE,
     REASON,
+    ROUTE_METADATA,
     SERVED,
     SUBSET,
     SUBSET_NAMESPACE,
     UPSTREAM_ADDRESS,
 )
-from proto_gen.base_pb2 import HeaderMap, HeaderValueOption
+from proto_gen.base_pb2 import HeaderMap, HeaderValueOption, Metadata
 from proto_gen.ext_proc_pb2 import (
     CommonResponse,
     HeaderMutation,
@@ -131,6 +135,28 @@ def read_served(message: ProcessingRequest) -> str | None:
         if served is not None and served.string_value:
             return served.string_value
     return read_attribute(message, UPSTREAM_ADDRESS)
+
+
+def read_pool(message: ProcessingRequest) -> str | None:
+    """The pool that the request's metadata names, or else its route's; None if neither does.
+
+    A client can set neither of them.
+    """
+    if message.HasField("metadata_context"):
+        named = _metadata(message, POOL_NAMESPACE, POOL_KEY)
+        if named is not None and named.string_value:
+            return named.string_value
+    route = read_attribute(message, ROUTE_METADATA)
+    return _route_pool(route) if route is not None else None
+
+
+@lru_cache(maxsize=256)  # a route's metadata is the same for all its requests
+def _route_pool(text: str) -> str | None:
+    try:
+        metadata = text_format.Parse(text, Metadata(), allow_unknown_field=True)
+    except text_format.ParseError:
+        return None
+    return metadata.filter_metadata[POOL_NAMESPACE].fields[POOL_KEY].string_value or None
 
 
 def read_attribute(message: ProcessingRequest, name: str) -> str | None:

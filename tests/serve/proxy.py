@@ -80,6 +80,7 @@ class Exchange:
         end: bool = False,
         subset: Sequence[str] | None = None,
         more: Mapping[str, str] | None = None,
+        pool: str | None = None,
     ) -> ProcessingResponse:
         message = ProcessingRequest()
         config = message.protocol_config
@@ -92,6 +93,8 @@ class Exchange:
         if subset is not None:
             hint = message.metadata_context.filter_metadata["envoy.lb.subset_hint"]
             hint.get_or_create_list(f"{DESTINATION}-subset").extend(subset)
+        if pool is not None:
+            message.metadata_context.filter_metadata["homing"]["pool"] = pool
         return await self._say(message)
 
     async def body(self, data: bytes) -> ProcessingResponse:
@@ -120,16 +123,21 @@ class Exchange:
         return reply
 
 
-def picked(reply: ProcessingResponse) -> list[str]:
-    """Names of the picked instances, which header and metadata must agree on."""
+def endpoints(reply: ProcessingResponse) -> list[str]:
+    """The picked endpoints, which header and metadata must agree on."""
     part = reply.WhichOneof("response")
     assert part in ("request_headers", "request_body"), reply
     mutation = getattr(reply, part).response.header_mutation
     headers = {o.header.key: o.header.raw_value.decode() for o in mutation.set_headers}
     metadata = reply.dynamic_metadata["envoy.lb"][DESTINATION]
     assert headers[DESTINATION] == metadata
+    return str(metadata).split(",")
+
+
+def picked(reply: ProcessingResponse) -> list[str]:
+    """Names of the picked instances."""
     names = {endpoint: name for name, endpoint in ENDPOINTS.items()}
-    return [names[endpoint] for endpoint in metadata.split(",")]
+    return [names[endpoint] for endpoint in endpoints(reply)]
 
 
 async def ask(channel: grpc.aio.Channel, body: bytes, path: str = CHAT) -> tuple[Exchange, str]:

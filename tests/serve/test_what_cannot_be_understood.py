@@ -83,6 +83,42 @@ async def test_a_fault_of_ours_costs_the_client_nothing_and_tells_nobody_its_tex
         assert SECRET not in caplog.text
 
 
+class BrokenIndex:
+    """An index that fails where nobody foresaw it."""
+
+    def match(self, _: object) -> None:
+        raise LookupError(SECRET)
+
+
+async def test_a_broken_index_costs_the_client_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as (app, channel):
+        app.pools[0].index = BrokenIndex()  # type: ignore[assignment]
+        exchange, _ = await ask(channel, chat(LONG))
+        await exchange.end()
+        assert by_load(app, "internal_error") == 1
+        assert sample(app, "homing_internal_errors_total", where="match") == 1
+        assert SECRET not in caplog.text
+
+
+class BrokenPolicy:
+    """A policy that fails for every request."""
+
+    def rank(self, *_: object) -> None:
+        raise ZeroDivisionError
+
+
+async def test_with_a_broken_policy_the_proxy_places_the_request_itself() -> None:
+    async with serving() as (app, channel):
+        app.pools[0].policy = BrokenPolicy()  # type: ignore[assignment]
+        exchange = Exchange(channel)
+        await exchange.headers()
+        reply = await exchange.body(chat(LONG))
+        assert reply.HasField("request_body")
+        assert not reply.HasField("dynamic_metadata")
+        assert sample(app, "homing_internal_errors_total", where="place") == 1
+        await exchange.end()
+
+
 async def test_a_model_whose_tokenizer_is_still_loading_is_routed_by_load() -> None:
     async with serving() as (app, channel):
         app.pools[0].models.clear()

@@ -10,7 +10,7 @@ A file has the theme in `#` lines, then lines of five kinds. What is said to the
 and what comes of it, in order:
 
     < PART ...                             an answer to the proxy
-    ? METHOD PATH body subset              `Ask`
+    ? METHOD PATH body subset pool         `Ask`
     ! ...                                  any other command
 
 Words are quoted as in a shell. `x repeat=1000` is a body of 1,000 x. A body line that has `cut`
@@ -238,7 +238,10 @@ def _fill_metadata(message: ProcessingRequest, options: dict[str, str]) -> None:
     if (served := options.pop("served", None)) is not None:
         fields_ = namespaces["envoy.lb"].fields
         fields_["x-gateway-destination-endpoint-served"].string_value = served
+    if (pool := options.pop("pool", None)) is not None:
+        namespaces["homing"].fields["pool"].string_value = pool
     for option, attribute in (
+        ("route_metadata", "xds.route_metadata"),
         ("upstream", "upstream.address"),
         ("method", "request.method"),
         ("path", "request.path"),
@@ -337,6 +340,8 @@ def _outcome(command: Command) -> _Outcome:
             line = f"? {request.method} {request.path} body {body}"
             if request.subset is not None:
                 line += f" subset {json.dumps(request.subset)}"
+            if request.pool is not None:
+                line += f" pool {request.pool}"
             return _Outcome(line)
         case Answered():
             return _Outcome(f"! answered {command.status} served={command.served}")

@@ -1,0 +1,46 @@
+"""Which pool a request belongs to: what the operator's metadata or header names, else its model."""
+
+from collections.abc import Sequence
+
+from extproc.errors import Unroutable
+from extproc.serve.pool import Pool
+from extproc.stream import Request
+
+
+class Pools:
+    """All pools, in the configuration's order; never empty.
+
+    header: request header that names a pool, for gateways that set it and remove a client's own;
+        None for none.
+    """
+
+    def __init__(self, pools: Sequence[Pool], header: str | None) -> None:
+        self.all = tuple(pools)
+        self._header = header.lower() if header else None
+        self._by_name = {pool.name: pool for pool in pools}
+        self._by_model = {model: pool for pool in reversed(self.all) for model in pool.model_names}
+
+    def of(self, request: Request, model: str) -> Pool:
+        """The pool whose instances serve the model to this request.
+
+        Raises Unroutable where the named pool is not known or does not serve it, or none does.
+        """
+        name = self._name(request)
+        if name is None:
+            pool = self._by_model.get(model)
+        elif (pool := self._by_name.get(name)) is None:
+            raise Unroutable("unknown_pool")
+        elif model not in pool.model_names:
+            pool = None
+        if pool is None:
+            raise Unroutable("unknown_model")
+        return pool
+
+    def fallback(self, request: Request) -> Pool:
+        """Where a request goes by load whose model is not known: the named pool, else the first."""
+        return self._by_name.get(self._name(request) or "", self.all[0])
+
+    def _name(self, request: Request) -> str | None:
+        if request.pool is not None:
+            return request.pool
+        return request.headers.get(self._header) if self._header is not None else None
