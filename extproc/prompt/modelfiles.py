@@ -22,7 +22,7 @@ _TOKEN_NAMES = (
 
 
 def read_templates(
-    directory: Path, given: Path | None, now: Callable[[], datetime]
+    directory: Path, given: Path | None = None, now: Callable[[], datetime] = datetime.now
 ) -> dict[str, ChatTemplate]:
     """The model's templates by name ("default", perhaps "tool_use"), as transformers finds them.
 

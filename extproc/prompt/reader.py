@@ -158,7 +158,7 @@ class BodyReader:
         """The longest known beginning of the body."""
         for mark in reversed(marks):
             for known in self._memo.get(mark) or ():
-                if known.size < len(body) and known.digest == _digest(body, known.size):
+                if known.size < len(body) and known.digest == _digest(body, known.size, marks):
                     return known
         return None
 
@@ -192,7 +192,7 @@ class BodyReader:
         if size < _MIN_REMEMBERED:
             return
         mark = marks[size // _STRIDE - 1]
-        digest = _digest(body, size)
+        digest = _digest(body, size, marks)
         siblings = self._memo.get(mark) or ()
         if any(known.digest == digest for known in siblings):
             return
@@ -250,8 +250,11 @@ def _marks(body: bytes) -> list[int]:
     return marks
 
 
-def _digest(body: bytes, size: int) -> bytes:
-    return xxh3_128_digest(memoryview(body)[:size])
+def _digest(body: bytes, size: int, marks: list[int]) -> bytes:
+    """Of the first `size` bytes: their last mark, and what comes after it."""
+    strides = size // _STRIDE
+    mark = marks[strides - 1]
+    return xxh3_128_digest(body[strides * _STRIDE : size], mark) + mark.to_bytes(8, "little")
 
 
 def _unique(body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:

@@ -8,6 +8,7 @@ import msgspec
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from xxhash import xxh3_64_intdigest
 
 from extproc.errors import Unroutable
 from extproc.prompt.dialects import (
@@ -80,6 +81,7 @@ class Rendering:
         self.tools = normalise_tools(tools_of(chat))
         self.template = templates.choose(self.tools is not None)
         self.options = _with_effort(chat, templates.disabled_effort)
+        self.options_digest = xxh3_64_intdigest(repr(sorted(self.options.items())).encode())
         self._merges_system = chat.dialect is Dialect.ANTHROPIC and templates.merges_system
         self._leading = leading_messages(chat)
 

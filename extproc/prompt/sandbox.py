@@ -11,6 +11,7 @@ from types import BuiltinMethodType
 from typing import Any
 
 from jinja2 import nodes, pass_context
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -88,6 +89,23 @@ class _Steps:
             raise TooManyStepsError
 
 
+class _CodeGenerator(CodeGenerator):
+    """Reads a dict's key, and a loop's own names, without a call: most of what templates do."""
+
+    def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:  # noqa: N802
+        name = node.attr
+        if name in _LOOP_NAMES:
+            quick, kind, further = f"_of.{name}", "LoopContext", ""
+        elif name not in _DICT_NAMES:
+            quick, kind, further = f"_of[{name!r}]", "dict", f" and {name!r} in _of"
+        else:
+            super().visit_Getattr(node, frame)
+            return
+        self.write(f"({quick} if type(_of := ")
+        self.visit(node.node, frame)
+        self.write(f") is {kind}{further} else environment.getattr(_of, {name!r}))")
+
+
 class ChatSandbox(ImmutableSandboxedEnvironment):
     """Renders the same text as `ImmutableSandboxedEnvironment`, or fails.
 
@@ -96,6 +114,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
     variables.
     """
 
+    code_generator_class = _CodeGenerator
     intercepted_binops = frozenset({"*", "**"})
 
     def __init__(self, **options: Any) -> None:

@@ -35,9 +35,10 @@ class Tokenizer:
     """Thread-safe; `fastokens` and `tokenizers` release the GIL on long texts.
 
     fast: whether `fastokens` is used. source: the text of tokenizer.json.
+    try_fast: false leaves `fastokens` out, to compare with.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, try_fast: bool = True) -> None:
         try:
             source = file.read_text("utf-8")
             reference = tokenizers.Tokenizer.from_str(source)
@@ -49,7 +50,7 @@ class Tokenizer:
         reference.no_truncation()
         reference.no_padding()
         self._reference = reference
-        fast = _fast_encoder(source, reference)
+        fast = _fast_encoder(source, reference) if try_fast else None
         self.source = source
         self.fast = fast is not None
         self._encode: _Encode = fast or _reference_encoder(reference)

@@ -12,6 +12,8 @@ and one difference turns it off for that shape.
 import logging
 from collections import deque
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from threading import Lock
 from typing import TypeAlias
 
@@ -88,7 +90,7 @@ class _Audit:
 class _Guess:
     """A prompt as a known turn gives it: `node`, and `text` after it.
 
-    items: of the turn's context and of all after its `a`, by index.
+    items: of the turn's context and of all after its `a`, by index; kinds: of their messages.
     """
 
     turn: Turn
@@ -96,6 +98,7 @@ class _Guess:
     node: Node
     text: str
     items: dict[int, Messages]
+    kinds: dict[int, list[int]]
     shape: Shape
 
 
@@ -108,6 +111,7 @@ class TurnMemo:
         self._turns: Memo[bytes, Turn] = Memo(max_bytes)
         self._shapes: dict[Shape, int] = {}
         self._kinds: dict[tuple[object, ...], int] = {}
+        self._beginnings: dict[tuple[int, int], str] = {}
         self._audits: deque[_Audit] = deque()
         self._lock = Lock()
         self.counts = Counts()
@@ -194,8 +198,9 @@ class TurnMemo:
             return None
         indices = [*turn.context, *range(after + 1, len(rendering.chat.messages))]
         items = dict(zip(indices, rendering.items(indices), strict=True))
-        shape = self._shape(rendering, turn, items)
-        if shape is None or self._shapes.get(shape, 0) < 0:
+        kinds = self._all_kinds(rendering, items)
+        shape = None if kinds is None else _shape(rendering, turn, kinds)
+        if kinds is None or shape is None or self._shapes.get(shape, 0) < 0:
             return None
         try:
             text = rendering.part(items.values(), opens_answer=True)
@@ -205,7 +210,7 @@ class TurnMemo:
         if xxh3_64_intdigest(text[: turn.size].encode()) != turn.digest:
             self._judge(shape, equal=False)
             return None
-        return _Guess(turn, after, node, turn.tail + text[turn.size :], items, shape)
+        return _Guess(turn, after, node, turn.tail + text[turn.size :], items, kinds, shape)
 
     def _find(self, messages: RawArray, start: bytes) -> tuple[int, Turn] | None:
         """The latest known turn that these messages begin with, and the index of its `a`."""
@@ -219,27 +224,20 @@ class TurnMemo:
                 return None
             digests = messages.all_digests()
 
-    def _shape(self, rendering: Rendering, turn: Turn, items: dict[int, Messages]) -> Shape | None:
-        if not all(map(rendering.is_local, items.values())):
-            return None
-        kinds: list[tuple[int, bool]] = []
-        for item in items.values():
-            for message in item:
-                kind = self._kind(rendering.template, message)
-                if kind is None:
-                    return None
-                if kinds and kinds[-1][0] == kind:
-                    kinds[-1] = (kind, True)
-                else:
-                    kinds.append((kind, False))
-        if len(kinds) > _MAX_AFTER:
-            return None
-        options = xxh3_64_intdigest(repr(sorted(rendering.options.items())).encode())
-        tools = rendering.tools is not None
-        return id(rendering.template), tools, options, turn.kinds, tuple(kinds)
+    def _all_kinds(
+        self, rendering: Rendering, items: dict[int, Messages]
+    ) -> dict[int, list[int]] | None:
+        """The kinds of all messages, by item; None where one is not local, or of too many kinds."""
+        kinds = {}
+        for i, item in items.items():
+            found = [self._kind(rendering.template, message) for message in item]
+            if -1 in found or not rendering.is_local(item):
+                return None
+            kinds[i] = found
+        return kinds
 
-    def _kind(self, template: ChatTemplate, message: dict[str, Json]) -> int | None:
-        """A number for all messages that the template may treat alike; None: too many kinds."""
+    def _kind(self, template: ChatTemplate, message: dict[str, Json]) -> int:
+        """A number for all messages that the template may treat alike; -1: too many kinds."""
         content = message["content"]
         text = content if isinstance(content, str) else "".join(part["text"] for part in content)
         key = (
@@ -254,7 +252,7 @@ class TurnMemo:
         if kind is None:
             with self._lock:
                 if len(self._kinds) >= _MAX_KINDS:
-                    return None
+                    return -1
                 kind = self._kinds.setdefault(key, len(self._kinds))
         return kind
 
@@ -277,23 +275,21 @@ class TurnMemo:
             return
         question = max((i for i, role in ends.items() if role == "user"), default=-1)
         context = _context(ends, a, question, rendering.has_leading)
-        kinds = guess.turn.kinds if guess else 0
-        for i, item in items.items():
-            if i <= a:
-                for message in item:
-                    kind = self._kind(rendering.template, message)
-                    if kind is None:
-                        return
-                    kinds |= 1 << kind
+        kinds = guess.kinds if guess else self._all_kinds(rendering, items)
+        if kinds is None:
+            return
         try:
-            known = rendering.part([items[i] for i in context], opens_answer=False)
-            later = [items[i] for i in items if i in context or i > a]
-            opened = rendering.part(later, opens_answer=True)
+            parts = self._parts(
+                rendering, [items[i] for i in context], [items[i] for i in items if i > a]
+            )
         except Unroutable:
             return
+        if parts is None:
+            return
+        known, rest = parts
         before, text, node = prompt
-        rest = opened[len(known) :]
-        if not (opened.startswith(known) and text.endswith(rest)):
+        seen = guess.turn.kinds if guess else 0
+        if not text.endswith(rest):
             return
         text_of_a = text[: len(text) - len(rest)]
         cut = text_of_a.rfind(self._cut)
@@ -315,9 +311,30 @@ class TurnMemo:
             len(known),
             xxh3_64_intdigest(known.encode()),
             question,
-            kinds,
+            reduce(or_, (1 << kind for i in kinds if i <= a for kind in kinds[i]), seen),
         )
         self._turns.put(start + digests[a - len(messages)], turn, _TURN_BYTES + 4 * len(tail))
+
+    def _parts(
+        self, rendering: Rendering, context: list[Messages], later: list[Messages]
+    ) -> tuple[str, str] | None:
+        """B, and what the template writes after it for the messages after `a`; None if it does not.
+
+        What it writes for none, the beginning of the answer, is the same for all chats of these
+        options but for templates that are not local, and those are found out.
+        """
+        key = (id(rendering.template), rendering.options_digest)
+        opened = rendering.part([*context, *later], opens_answer=True)
+        beginning = None if later else self._beginnings.get(key)
+        if beginning is not None and opened.endswith(beginning):
+            return opened[: len(opened) - len(beginning)], beginning
+        known = rendering.part(context, opens_answer=False)
+        if not opened.startswith(known):
+            return None
+        rest = opened[len(known) :]
+        if not later and len(self._beginnings) < _MAX_SHAPES:
+            self._beginnings[key] = rest
+        return known, rest
 
     def _judge(self, shape: Shape, equal: bool) -> None:
         """Count a comparison; a difference turns the shape off for good."""
@@ -334,6 +351,21 @@ class TurnMemo:
             self._shapes[shape] = -1
         if checks is None or checks >= 0:
             _log.info("chat template is not local for a shape of chats; it is rendered whole")
+
+
+def _shape(rendering: Rendering, turn: Turn, kinds: dict[int, list[int]]) -> Shape | None:
+    """What the template may look at: all kinds before, and those from the context on in order."""
+    order: list[tuple[int, bool]] = []
+    for found in kinds.values():
+        for kind in found:
+            if order and order[-1][0] == kind:
+                order[-1] = (kind, True)
+            else:
+                order.append((kind, False))
+    if len(order) > _MAX_AFTER:
+        return None
+    has_tools = rendering.tools is not None
+    return id(rendering.template), has_tools, rendering.options_digest, turn.kinds, tuple(order)
 
 
 def _context(ends: dict[int, str], a: int, question: int, has_leading: bool) -> tuple[int, ...]:
