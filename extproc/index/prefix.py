@@ -24,7 +24,7 @@ from extproc.index.keys import common_prefix, key_sum, reverse, same_keys
 from extproc.index.scope import Scope
 from extproc.index.table import BATCH_KEYS
 from extproc.index.tree import HELD_CPU, MAX_EDGE, Edge, Tree
-from extproc.terms import KEY_BYTES, NO_BLOCK, InstanceId, PackedKeys
+from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, InstanceId, PackedKeys
 
 BLOCK_BYTES = 24
 """What a held block costs at most, in edges of 100 blocks and more (docs/index.md)."""
@@ -327,6 +327,8 @@ class PrefixIndex:
             self._expire(instance, fact)
         elif type(fact) is Capacity:
             instance.limits[fact.tier] = max(0, fact.blocks)
+            limits = [limit for i in self._instances.values() for limit in i.limits if limit]
+            self._tree.room = sum(limits)
             if not self._evict(instance, fact.tier):
                 self._rest = fact
         elif type(fact) is Cleared:
@@ -408,7 +410,7 @@ class PrefixIndex:
         edge: Edge | None = None
         upto = 0
         if fact.parent:
-            place = tree.find(fact.parent.to_bytes(KEY_BYTES, "little"))
+            place = tree.find(fact.parent)
             if place is None:
                 self._refused["unknown_parent"] += 1
                 return
@@ -504,11 +506,11 @@ class PrefixIndex:
         ):
             room = (MAX_EDGE - edge.size) * KEY_BYTES
             old = edge.size
-            if not edge.has(slot):
+            if not edge.full & bit and not edge.has(slot):
                 edge.welcome(slot)
             tree.extend(edge, keys[:room], bit, planes)
             for plane in planes:
-                cover = edge.own_plane(plane)
+                cover = edge.own_plane(plane) if plane else edge
                 if not cover.full & bit:
                     blocks = cover.get(slot, edge.size) | (1 << edge.size) - (1 << old)
                     cover.put(slot, blocks, edge.size)
@@ -623,7 +625,8 @@ class PrefixIndex:
             edge.tidy()
             if not edge.has(slot):
                 edge.forget(slot)
-        self._tree.prune(edge)
+        if gone >> (size - 1):  # its last block may now be nobody's
+            self._tree.prune(edge)
 
     def _hand_up(self, instance: Instance, tier: int, edge: Edge) -> None:
         """The instance's queue entry at an edge that it has left goes to the edge above.
@@ -705,16 +708,18 @@ class PrefixIndex:
         keys are skipped.
         """
         while at + KEY_BYTES <= len(keys):
-            place = self._tree.find(keys[at : at + KEY_BYTES])
+            place = self._tree.find(BlockKey(int.from_bytes(keys[at : at + KEY_BYTES], "little")))
             if place is None:
                 at += KEY_BYTES
                 continue
             edge, block = place
+            if at + KEY_BYTES == len(keys):
+                return edge, 1 << block, len(keys)
             rest = keys[at:]
             start = block * KEY_BYTES
             same = same_keys(edge.keys[start:], rest)
             low = block
-            if same == 1 and len(rest) > KEY_BYTES and block:
+            if same == 1 and block:
                 start = max(0, (block + 1) * KEY_BYTES - len(rest))
                 same = same_keys(reverse(edge.keys[start : (block + 1) * KEY_BYTES]), rest)
                 low = block + 1 - same

@@ -2,10 +2,10 @@
 
 Most blocks are found without it (by the first key of an edge). It serves an engine that removes a
 block in the middle of a path, and a fact that starts there. A Python dict of every block would cost
-100 B a block; this costs 7 to 11.
+100 B a block; this costs 6 to 11.
 
-A slot holds an edge's id and eight bits of the key, so what it gives are candidates: the caller
-looks for the key in the edge. That makes removal free: a block that has gone leaves its slot
+A slot holds an edge's id (26 bits) and six bits of the key, so what it gives are candidates: the
+caller looks for the key in the edge. That makes removal free: a block that has gone leaves its slot
 behind, and slots of blocks that moved to another edge are left behind likewise (the block is added
 again under its new edge). They go when the table is built anew, which is also how it grows.
 
@@ -22,49 +22,55 @@ import numpy.typing as npt
 
 from extproc.terms import KEY_BYTES
 
-BATCH_KEYS = 1024
+BATCH_KEYS = 2048
 """Keys that are put into the table together."""
 
-REBUILD_KEYS = 6 * BATCH_KEYS
+REBUILD_KEYS = 4 * BATCH_KEYS
 """Keys that go into a new table per batch into the old one, so that it is ready in time."""
 
 _SMALLEST = 4096
 _FULL = 0.70
 """Share of used slots at which a new table is begun."""
-_FRESH = 0.45
-"""Share of used slots that a new table starts with."""
+_FRESH = 0.35
+"""Share of used slots that a new table starts with, where it is not known how many will come."""
+_LEAST_FRESH = 0.15
+"""The same where the instances' capacities say that many more will come."""
+
+TAG_BITS = 6
+"""Bits of the key in a slot: of 64 keys that are looked at in vain, one costs a search."""
+TAG_MASK = (1 << TAG_BITS) - 1
 
 _Keys = npt.NDArray[np.uint64]
 _Ids = npt.NDArray[np.uint32]
 
 
 _HALF = np.uint64(32)
-_WINDOW = 8
+_WINDOW = 16
 """Slots that a key looks at together."""
 _NEVER_FREE = 0xFFFFFFFF
 
 
 class Slots:
-    """One table: ids of edges (0 is empty) and tags, as views that are fast to read singly.
+    """One table. A key's first slot follows from its upper half, its tag from its lowest bits.
 
-    A key's first slot follows from its upper half, its tag from its lowest byte. A window of slots
-    beyond the last one is never free, so that looking at a window needs no wrapping.
+    A slot is an edge's id and a tag, 0 is empty. A window of slots beyond the last one is never
+    free, so that looking at a window needs no wrapping.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.used = 0
-        self._ids: _Ids = np.zeros(size + _WINDOW, np.uint32)
-        self._ids[size:] = _NEVER_FREE
-        self._tags: npt.NDArray[np.uint8] = np.zeros(size, np.uint8)
-        self._windows = np.lib.stride_tricks.sliding_window_view(self._ids, _WINDOW)
-        self.ids = memoryview(self._ids)  # type: ignore[arg-type]
-        self.tags = memoryview(self._tags)  # type: ignore[arg-type]
+        self._slots: _Ids = np.zeros(size + _WINDOW, np.uint32)
+        self._slots[size:] = _NEVER_FREE
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._slots, _WINDOW)
+        self.view = memoryview(self._slots)  # type: ignore[arg-type]
+        """The slots, fast to read one at a time."""
 
     def insert(self, keys: _Keys, ids: _Ids) -> None:
         """Linear probing for all keys at once, a window each; who finds no free slot looks on."""
-        table, tags = self._ids, keys.astype(np.uint8)
+        table = self._slots
         places = (((keys >> _HALF) * np.uint64(self.size)) >> _HALF).astype(np.int64)
+        entries = ids << np.uint32(TAG_BITS) | (keys & np.uint64(TAG_MASK)).astype(np.uint32)
         self.used += len(keys)
         while True:
             here = places + (self._windows[places] != 0).argmin(axis=1)
@@ -73,20 +79,18 @@ class Slots:
             free = table[here] == 0
             table[here[free]] = tokens[free]
             won = free & (table[here] == tokens)
-            mine = here[won]
-            table[mine] = ids[won]
-            self._tags[mine] = tags[won]
-            if len(mine) == len(here):
-                return
+            table[here[won]] = entries[won]
             lost = ~won
-            places, ids, tags = here[lost], ids[lost], tags[lost]
+            if not lost.any():
+                return
+            places, entries = here[lost], entries[lost]
             places[~free[lost]] += _WINDOW
             places[places >= self.size] = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both arrays."""
-        return self._ids.nbytes + self._tags.nbytes
+        """Bytes of the slots."""
+        return self._slots.nbytes
 
 
 class KeyTable:
@@ -122,11 +126,14 @@ class KeyTable:
         self._owners.append(edge_id)
         self._ends.append(len(self._waiting))
 
-    def work(self, run: Callable[[int, int], tuple[int, bytes, _Ids]], live: int) -> None:
-        """One slice: a batch of waiting keys, and the same six times for a table being built.
+    def work(
+        self, run: Callable[[int, int], tuple[int, bytes, _Ids]], live: int, room: int
+    ) -> None:
+        """One slice: a batch of waiting keys, and the same four times for a table being built.
 
         run: (from id, keys wanted) → (next id, keys, an id per key); next id 0 at the end.
-        live: blocks in the tree, which is what a new table has to hold.
+        live: blocks in the tree, which is what a new table has to hold. room: blocks that there can
+        be, by the instances' capacities; 0 if unknown.
         """
         if self._waiting:
             self._insert_batch()
@@ -134,7 +141,8 @@ class KeyTable:
         if self._next is None:
             if slots.used + self.waiting <= _FULL * slots.size:
                 return
-            self._next = Slots(max(_SMALLEST, int(live / _FRESH)))
+            fresh = max(live / _FRESH, min(room / _FULL, live / _LEAST_FRESH))
+            self._next = Slots(max(_SMALLEST, int(fresh)))
             self._cursor = 1
         self._cursor, keys, ids = run(self._cursor, REBUILD_KEYS)
         if keys:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from extproc.index.cover import Cover
 from extproc.index.scope import Scope
-from extproc.index.table import KeyTable
-from extproc.terms import KEY_BYTES
+from extproc.index.table import TAG_BITS, TAG_MASK, KeyTable
+from extproc.terms import KEY_BYTES, BlockKey
 
 MAX_EDGE = 1024
 """Most blocks of an edge: bounds what a split, an append and a search in one copy and read."""
@@ -180,6 +180,8 @@ class Tree:
         self.table = KeyTable()
         self.blocks = 0
         self.edges = 0
+        self.room = 0
+        """Blocks that all instances can hold; 0 if unknown."""
         self.ghosts = 0
         """Slots that hold nothing any more, though edges still name them."""
 
@@ -188,21 +190,21 @@ class Tree:
         for edge in self.store:
             edge.parent = None
 
-    def find(self, key: bytes) -> tuple[Edge, int] | None:
+    def find(self, number: BlockKey) -> tuple[Edge, int] | None:
         """The edge that has this block, and its place there; None if there is none. ~2 µs."""
         slots = self.table.slots
-        ids, tags = slots.ids, slots.tags
-        number = int.from_bytes(key, "little")
-        tag = number & 0xFF
-        at = (number >> 32) * slots.size >> 32
-        while edge_id := ids[at]:
-            if tags[at] == tag and (place := self._find_in(edge_id, key)) is not None:
+        size, view = slots.size, slots.view
+        key = number.to_bytes(KEY_BYTES, "little")
+        tag = number & TAG_MASK
+        at = (number >> 32) * size >> 32
+        while entry := view[at]:
+            if entry & TAG_MASK == tag and (place := self._find_in(entry >> TAG_BITS, key)):
                 return place
             at += 1
-            if at == slots.size:
+            if at == size:
                 at = 0
         for edge_id in self.table.waiting_candidates(key):
-            if (place := self._find_in(edge_id, key)) is not None:
+            if place := self._find_in(edge_id, key):
                 return place
         return None
 
@@ -235,7 +237,8 @@ class Tree:
 
         Only the slot of `bit`, where it is a full holder in one of `planes`, stays one.
         """
-        edge.grow(edge.size, bit if HELD_GPU in planes else 0)
+        if edge.full != bit or planes[0] != HELD_GPU:
+            edge.grow(edge.size, bit if HELD_GPU in planes else 0)
         if edge.more is not None:
             for plane, cover in edge.more.items():
                 cover.grow(edge.size, bit if plane in planes else 0)
@@ -336,7 +339,7 @@ class Tree:
     def work(self) -> bool:
         """One slice of upkeep of the table of all blocks; whether more is to do."""
         table = self.table
-        table.work(self._run, self.blocks)
+        table.work(self._run, self.blocks, self.room)
         return table.rebuilding or table.waiting > 0
 
     def _run(self, start: int, wanted: int) -> tuple[int, bytes, npt.NDArray[np.uint32]]:
