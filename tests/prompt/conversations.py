@@ -46,7 +46,7 @@ def text(random: Random, most: int = 12) -> str:
 
 def content(random: Random, parts: bool) -> Any:
     """A text, now and then a very long one, or parts where they are allowed."""
-    if random.random() < 0.01:
+    if random.random() < 0.002:
         return text(random) * 2_000
     if parts and random.random() < 0.2:
         return [{"type": "text", "text": text(random)} for _ in range(random.randrange(3))]

@@ -7,6 +7,7 @@ from typing import Any
 
 from extproc.prompt import ServedModel
 from extproc.prompt.modelfiles import read_templates
+from extproc.prompt.template import ChatTemplate
 from extproc.prompt.tokenizer import Tokenizer
 from tests.tokenizers import tokenizer_dir
 
@@ -31,3 +32,8 @@ def load(name: str, template: Path | None = None, **options: Any) -> ServedModel
     now = options.pop("now", datetime.now)
     templates = read_templates(tokenizer_dir(name), template or template_file(name), now)
     return ServedModel(name, _tokenizer(name), templates, **options)
+
+
+def templates(name: str) -> ChatTemplate:
+    """A family's template alone, compiled anew."""
+    return read_templates(tokenizer_dir(name), template_file(name))["default"]

@@ -9,6 +9,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import extproc.demo
 from extproc.errors import ConfigError, Unroutable
 from extproc.prompt import (
     Chat,
@@ -25,6 +26,7 @@ from extproc.stages import Stages
 from extproc.terms import BlockKey
 from tests.tokenizers import tokenizer_dir
 
+DEMO_TOKENIZER = Path(extproc.demo.__file__).parent / "tokenizer"
 RECORDED = Path(__file__).parent / "data" / "vllm-0.32.0.jsonl.xz"
 ROOT = root_seed(secret=b"secret", model="qwen3", block_size=16)
 TEXTS = st.one_of(
@@ -133,8 +135,8 @@ def test_plain_text_goes_to_ids_and_back(qwen3: ServedModel) -> None:
 
 
 def model_dir(base: Path, **files: str) -> Path:
-    """A directory with Qwen3's tokenizer and the given files (dots in names written as __)."""
-    (base / "tokenizer.json").symlink_to(tokenizer_dir("qwen3") / "tokenizer.json")
+    """A directory with the demo's small tokenizer and the given files (`__` stands for a dot)."""
+    (base / "tokenizer.json").symlink_to(DEMO_TOKENIZER / "tokenizer.json")
     for name, text in files.items():
         (base / name.replace("__", ".")).write_text(text)
     return base
