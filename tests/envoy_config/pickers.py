@@ -1,7 +1,8 @@
-"""Pickers for Envoy: Homing itself, and one that dies on cue."""
+"""Pickers for Envoy: Homing itself, and one that says what a test tells it to say."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -11,6 +12,10 @@ from extproc.serve import App
 from proto_gen.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
 
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
+FULL_DUPLEX = 4
+
+Reply = Callable[[ProcessingRequest], Awaitable[ProcessingResponse | None]]
+"""What to answer a message with, None for nothing. ConnectionError breaks the stream."""
 
 
 @asynccontextmanager
@@ -24,27 +29,28 @@ async def homing(settings: Config) -> AsyncIterator[str]:
         await app.stop()
 
 
-@asynccontextmanager
-async def dies_after_the_body() -> AsyncIterator[str]:
-    """A picker whose streams break once they have shown a piece of a body; gives its address.
+@dataclass(slots=True)
+class Scripted:
+    """A picker that listens. messages: all that Envoy sent, in order."""
 
-    Headers are answered where the mode lets Envoy wait for that before it sends the body.
-    """
+    server: grpc.aio.Server
+    endpoint: str
+    messages: list[ProcessingRequest] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def scripted(reply: Reply) -> AsyncIterator[Scripted]:
+    """A picker that answers each message as `reply` says, and is healthy."""
 
     async def process(_: object, context: grpc.aio.ServicerContext) -> None:
-        while True:
-            message: ProcessingRequest = await context.read()
-            if message is grpc.aio.EOF:
-                return
-            if message.HasField("request_body"):
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "died")
-            if message.HasField("response_headers"):
-                await context.write(ProcessingResponse(response_headers={}))
-            streamed = message.protocol_config.request_body_mode == 4
-            if message.HasField("request_headers") and not (
-                streamed and not message.request_headers.end_of_stream
-            ):
-                await context.write(ProcessingResponse(request_headers={}))
+        while (message := await context.read()) is not grpc.aio.EOF:
+            picker.messages.append(message)
+            try:
+                answer = await reply(message)
+            except ConnectionError as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            if answer is not None:
+                await context.write(answer)
 
     server = grpc.aio.server()
     method = grpc.stream_stream_rpc_method_handler(
@@ -58,9 +64,36 @@ async def dies_after_the_body() -> AsyncIterator[str]:
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set(EXT_PROC, health_pb2.HealthCheckResponse.SERVING)
-    port = server.add_insecure_port("127.0.0.1:0")
+    picker = Scripted(server, f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
     await server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield picker
     finally:
         await server.stop(None)
+
+
+async def carry_on(message: ProcessingRequest) -> ProcessingResponse | None:
+    """Let everything pass as it is (BUFFERED)."""
+    match message.WhichOneof("request"):
+        case "request_headers":
+            return ProcessingResponse(request_headers={})
+        case "request_body":
+            return ProcessingResponse(request_body={})
+        case "response_headers":
+            return ProcessingResponse(response_headers={})
+        case "response_body":
+            return ProcessingResponse(response_body={})
+    return None
+
+
+async def die_with_the_body(message: ProcessingRequest) -> ProcessingResponse | None:
+    """Break once a piece of a body is shown.
+
+    Headers are answered where the mode lets Envoy wait for that before it sends the body.
+    """
+    if message.HasField("request_body"):
+        raise ConnectionError("died")
+    duplex = message.protocol_config.request_body_mode == FULL_DUPLEX
+    if message.HasField("request_headers") and duplex and not message.request_headers.end_of_stream:
+        return None
+    return await carry_on(message)

@@ -13,8 +13,10 @@ import pytest
 from aiohttp import web
 
 from extproc.envoy import bootstrap_yaml
+from proto_gen.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
+from proto_gen.processing_mode_pb2 import ProcessingMode
 from tests.envoy_config.configs import config, dead_port
-from tests.envoy_config.pickers import dies_after_the_body, homing
+from tests.envoy_config.pickers import carry_on, die_with_the_body, homing, scripted
 from tests.envoy_config.running import Envoy, Upstream, running_envoy, upstreams
 
 MODES = ("BUFFERED", "FULL_DUPLEX_STREAMED")
@@ -169,8 +171,8 @@ async def test_a_picker_is_found_and_missed_without_any_traffic(tmp_path: Path) 
 async def test_a_picker_that_dies_with_a_body_loses_it_only_in_full_duplex(
     mode: str, status: int, tmp_path: Path
 ) -> None:
-    async with upstreams("a") as (engine,), dies_after_the_body() as picker:
-        settings = config([engine.endpoint], pickers=[picker], request_body_mode=mode)
+    async with upstreams("a") as (engine,), scripted(die_with_the_body) as picker:
+        settings = config([engine.endpoint], pickers=[picker.endpoint], request_body_mode=mode)
         async with (
             running_envoy(bootstrap_yaml(settings), tmp_path) as envoy,
             aiohttp.ClientSession(envoy.url) as http,
@@ -182,3 +184,75 @@ async def test_a_picker_that_dies_with_a_body_loses_it_only_in_full_duplex(
                 assert answer.status == 200
     bodies = [request["body_bytes"] for request in engine.requests]
     assert bodies == ([2000, 0] if status == 200 else [0])
+
+
+async def test_the_picker_is_told_who_answered(tmp_path: Path) -> None:
+    async with upstreams("a") as (engine,), scripted(carry_on) as picker:
+        settings = config([engine.endpoint], pickers=[picker.endpoint])
+        async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
+            await envoy.until("cluster.homing.membership_healthy", 1)
+            await get(envoy)
+    (answer,) = (m for m in picker.messages if m.HasField("response_headers"))
+    assert engine.endpoint in str(answer.attributes)
+
+
+async def test_a_picker_can_ask_for_the_body_of_an_answer(tmp_path: Path) -> None:
+    async def watch(message: ProcessingRequest) -> ProcessingResponse | None:
+        answer = await carry_on(message)
+        if answer and answer.HasField("response_headers"):
+            answer.mode_override.response_body_mode = ProcessingMode.BUFFERED
+        return answer
+
+    async with upstreams("a") as (engine,), scripted(watch) as picker:
+        settings = config([engine.endpoint], pickers=[picker.endpoint])
+        async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
+            await envoy.until("cluster.homing.membership_healthy", 1)
+            await get(envoy)
+    (body,) = (m.response_body for m in picker.messages if m.HasField("response_body"))
+    assert json.loads(body.body)["served_by"] == "a"
+
+
+async def test_envoy_waits_for_a_slow_picker_as_long_as_configured(tmp_path: Path) -> None:
+    async def slow(message: ProcessingRequest) -> ProcessingResponse | None:
+        if message.HasField("request_headers"):
+            await asyncio.sleep(0.5)  # more than the 0.2 s of Envoy's default
+        return await carry_on(message)
+
+    async with upstreams("a") as (engine,), scripted(slow) as picker:
+        settings = config([engine.endpoint], pickers=[picker.endpoint], message_timeout_ms=20_000)
+        async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
+            await envoy.until("cluster.homing.membership_healthy", 1)
+            await get(envoy)
+    assert [m.WhichOneof("request") for m in picker.messages] == [
+        "request_headers",
+        "response_headers",
+    ]
+
+
+async def test_a_picker_that_hangs_costs_its_time_out_and_no_request(tmp_path: Path) -> None:
+    async def hang(_: ProcessingRequest) -> ProcessingResponse | None:
+        await asyncio.Event().wait()
+        return None
+
+    async with upstreams("a") as (engine,), scripted(hang) as picker:
+        settings = config([engine.endpoint], pickers=[picker.endpoint], message_timeout_ms=200)
+        async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
+            await envoy.until("cluster.homing.membership_healthy", 1)
+            await get(envoy)
+
+
+async def test_a_picker_that_died_a_moment_ago_is_replaced_by_another(tmp_path: Path) -> None:
+    async with upstreams("a") as (engine,), scripted(carry_on) as one, scripted(carry_on) as other:
+        settings = config([engine.endpoint], pickers=[one.endpoint, other.endpoint])
+        async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
+            await envoy.until("cluster.homing.membership_healthy", 2)
+            await one.server.stop(None)
+            for _ in range(20):
+                await get(envoy)
+    asked = [m for m in one.messages + other.messages if m.HasField("request_headers")]
+    assert len(asked) == 20
+
+
+async def get(envoy: Envoy) -> None:
+    async with aiohttp.ClientSession(envoy.url) as http, http.get("/v1/models") as answer:
+        assert answer.status == 200

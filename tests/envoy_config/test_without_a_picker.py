@@ -127,6 +127,35 @@ async def test_a_request_that_an_engine_has_begun_is_not_repeated(tmp_path: Path
     assert begun == 1
 
 
+async def test_no_answer_is_too_long(tmp_path: Path) -> None:
+    async with (
+        stack(tmp_path) as (envoy, _),
+        aiohttp.ClientSession(envoy.url) as http,
+        http.post("/v1/completions", data=b"{}") as answer,
+    ):
+        told = (await answer.json())["headers"]
+    assert "x-envoy-expected-rq-timeout-ms" not in told
+
+
+async def test_a_silent_engine_is_given_up(tmp_path: Path) -> None:
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1024):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(engine, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with dead_port() as picker:
+        settings = config([f"127.0.0.1:{port}"], pickers=[picker], idle_timeout_s=1)
+        async with (
+            running_envoy(bootstrap_yaml(settings), tmp_path) as envoy,
+            aiohttp.ClientSession(envoy.url) as http,
+            http.post("/v1/completions", data=b"{}") as answer,
+        ):
+            assert answer.status == 504
+    server.close()
+
+
 async def test_trailers_reach_the_engine(tmp_path: Path) -> None:
     arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
