@@ -212,7 +212,8 @@ def _answer_part(item: Json) -> tuple[str | None, Json]:
         case "reasoning":
             if item.get("encrypted_content"):
                 raise Unroutable("input_item_unknown")
-            return "reasoning", _first_text(content) or _first_text(item.get("summary")) or ""
+            told = _first_text(content)
+            return "reasoning", _first_text(item.get("summary")) or "" if told is None else told
         case None | "message" if item.get("role") == "assistant":
             text = content if isinstance(content, str) else _first_text(content)
             if text is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from xxhash import xxh3_64, xxh3_128_digest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from extproc.errors import BadRequest, HomingError, Unroutable
 from extproc.prompt.memo import Memo
@@ -240,13 +240,13 @@ def _check_utf8(body: bytes) -> None:
 
 
 def _marks(body: bytes) -> list[int]:
-    """Hashes of the body's first 1, 2, 3, … strides."""
-    hasher = xxh3_64()
+    """Hashes of the body's first 1, 2, 3, … strides, each seeded with the one before."""
     view = memoryview(body)
+    mark = 0
     marks = []
     for at in range(0, len(body) - _STRIDE + 1, _STRIDE):
-        hasher.update(view[at : at + _STRIDE])
-        marks.append(hasher.intdigest())
+        mark = xxh3_64_intdigest(view[at : at + _STRIDE], mark)
+        marks.append(mark)
     return marks
 
 
