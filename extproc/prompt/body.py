@@ -58,6 +58,9 @@ def parse_body(path: str, body: bytes) -> Prompt:
     content = content_of(fields)
     if fields.get("truncate_prompt_tokens") is not None:
         raise Unroutable("truncated_prompt")
+    forwarded = fields.get("kv_transfer_params")
+    if isinstance(forwarded, dict) and "prompt_token_ids" in forwarded:
+        raise Unroutable("prompt_forwarded")  # by a prefill stage: the ids, not the body, count
     return Prompt(
         content,
         model=fields.get("model") or "",
@@ -75,7 +78,7 @@ def _check_types(fields: Body) -> None:
         raise BadRequest("must be a string", "model")
     if "messages" in fields and not isinstance(fields.get("messages"), list):
         raise BadRequest("must be a list of objects", "messages")
-    if "input" in fields and not isinstance(fields.get("input"), str | list | dict):
+    if not isinstance(fields.get("input"), str | list | dict | None):
         raise BadRequest("must be a string or a list", "input")
 
 
@@ -228,9 +231,7 @@ def _prompts(prompt: Json) -> tuple[str | TokenIds, ...]:
     if not prompt:
         raise Unroutable("empty_prompt")
     kind = type(prompt[0])
-    if kind is str or kind is list:
-        if not all(type(item) is kind for item in prompt):
-            _refuse_prompt()
+    if kind in (str, list) and all(type(item) is kind for item in prompt):
         return tuple(prompt) if kind is str else tuple(map(_ids, prompt))
     return (_ids(prompt),)
 
@@ -239,7 +240,8 @@ def _ids(ids: list[Json]) -> TokenIds:
     try:
         return pack_ids(ids)
     except Unroutable:
-        if not all(isinstance(token, int | float) for token in ids):
+        # vLLM takes 1.0 and "1" for ids too; an object, a list or null is none to anybody.
+        if not all(isinstance(token, int | float | str) for token in ids):
             _refuse_prompt()
         raise
 

@@ -55,10 +55,15 @@ def test_other_path_is_not_an_llm_path(path: str) -> None:
         (COMPLETIONS, b'{"model": "m", "prompt": true}', "prompt"),
         (COMPLETIONS, b'{"model": "m", "prompt": {"text": "a"}}', "prompt"),
         (COMPLETIONS, b'{"model": "m", "prompt": [{"text": "a"}]}', "prompt"),
-        (COMPLETIONS, b'{"model": "m", "prompt": ["a", 1]}', "prompt"),
-        (COMPLETIONS, b'{"model": "m", "prompt": [1, "a"]}', "prompt"),
+        (COMPLETIONS, b'{"model": "m", "prompt": ["a", null]}', "prompt"),
+        (COMPLETIONS, b'{"model": "m", "prompt": [1, {}]}', "prompt"),
+        (COMPLETIONS, b'{"model": "m", "prompt": [[1], [[2]]]}', "prompt"),
         (COMPLETIONS, b'{"model": "m", "prompt": [[1], 2]}', "prompt"),
         ("/v1/embeddings", b'{"model": "m", "input": 3}', "input"),
+        ("/v1/responses", b'{"model": "m", "input": false}', "input"),
+        ("/v1/responses", b'{"model": "m", "input": ["text"]}', "input[0]"),
+        ("/v1/messages", b'{"model": "m", "messages": [[]]}', "messages[0]"),
+        ("/inference/v1/generate", b"[]", ""),
     ],
 )
 def test_body_that_no_engine_accepts_is_400(path: str, body: bytes, where: str) -> None:
@@ -93,6 +98,20 @@ def test_body_that_no_engine_accepts_is_400(path: str, body: bytes, where: str) 
         (COMPLETIONS, b'{"model": "m", "prompt": [-1]}', "token_ids_invalid"),
         (COMPLETIONS, b'{"model": "m", "prompt": [1, 4294967296]}', "token_ids_invalid"),
         (COMPLETIONS, b'{"model": "m", "prompt": [1.5]}', "token_ids_invalid"),
+        (COMPLETIONS, b'{"model": "m", "prompt": ["1", 2]}', "token_ids_invalid"),
+        (COMPLETIONS, b'{"model": "m", "prompt": [1, "2"]}', "token_ids_invalid"),
+        (CHAT, b'{"messages": [], "truncate_prompt_tokens": 4}', "truncated_prompt"),
+        (
+            CHAT,
+            b'{"messages": [], "kv_transfer_params": {"prompt_token_ids": [1]}}',
+            "prompt_forwarded",
+        ),
+        ("/v1/messages", b'{"model": "m"}', "no_messages"),
+        ("/v1/responses", b'{"model": "m"}', "no_input"),
+        ("/v1/responses", b'{"input": "a", "previous_response_id": "r"}', "previous_response"),
+        ("/v1/responses", b'{"input": "a", "prompt": {"id": "p"}}', "responses_field_unknown"),
+        ("/inference/v1/generate", b'{"token_ids": "a"}', "no_token_ids"),
+        ("/score", b'{"model": "m", "text_1": "a"}', "not_generative"),
         ("/v1/embeddings", b'{"model": "m", "input": "text"}', "not_generative"),
     ],
 )
@@ -122,6 +141,11 @@ def test_stream_limit_user_and_adapter_are_read() -> None:
     assert (prompt.stream, prompt.max_tokens, prompt.user, prompt.adapter) == (True, 7, "u", "a")
     assert chat(max_completion_tokens=3, max_tokens=7).max_tokens == 3
     assert (chat().stream, chat().max_tokens, chat().user, chat().adapter) == (False, None, "", "")
+
+
+def test_generate_takes_the_clients_ids() -> None:
+    prompt = parse_body("/inference/v1/generate", b'{"model": "m", "token_ids": [5, 6]}')
+    assert prompt.content == Plain((pack_ids([5, 6]),))
 
 
 def test_prompt_list_is_a_chain_each() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import lzma
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from tests.tokenizers import tokenizer_dir
 
 DEMO_TOKENIZER = Path(extproc.demo.__file__).parent / "tokenizer"
 RECORDED = Path(__file__).parent / "data" / "vllm-0.32.0.jsonl.xz"
+SHAPES = RECORDED.with_name("vllm-0.32.0-shapes.jsonl.xz")
 ROOT = root_seed(secret=b"secret", model="qwen3", block_size=16)
 TEXTS = st.one_of(
     st.text(max_size=60),
@@ -56,6 +58,32 @@ def test_ids_are_those_of_a_real_vllm(qwen3: ServedModel) -> None:
             else:
                 wrong.append(recorded["n"])
     assert (wrong, right) == ([], 365)
+
+
+def test_ids_are_those_of_a_real_vllm_for_odd_shapes(qwen3: ServedModel) -> None:
+    """Fuzzed chats, Anthropic messages and Responses items, and one of each odd field."""
+    wrong, left, right = [], Counter[str](), 0
+    with lzma.open(SHAPES, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            recorded = json.loads(line)
+            try:
+                prompt = parse_body(recorded["path"], json.dumps(recorded["request"]).encode())
+                ids = [unpack_ids(one) for one in qwen3.token_ids(prompt)]
+            except Unroutable as unroutable:
+                left[unroutable.reason] += 1
+                continue
+            if ids == recorded["prompt_ids"]:
+                right += 1
+            else:
+                wrong.append(number)
+    assert wrong == []
+    assert right == 348
+    assert left == {
+        "chat_template_kwargs_reserved": 6,
+        "truncated_prompt": 2,
+        "token_ids_invalid": 2,
+        "prompt_forwarded": 1,
+    }
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=4))
