@@ -77,11 +77,14 @@ async def compare(
 ) -> AsyncIterator[Outcome]:
     """Compare each request, one at a time. engine: its base URL, such as `http://10.0.0.7:8000`.
 
-    Raises PeerViolation where the engine cannot say what tokens it computes.
+    Raises PeerViolation where the engine cannot be reached or does not tell its tokens.
     """
     async with aiohttp.ClientSession(engine.rstrip("/") + "/") as session:
         for number, request in enumerate(requests, 1):
-            theirs = await _engine_ids(session, request)
+            try:
+                theirs = await _engine_ids(session, request)
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                raise PeerViolation(f"{engine}: {error or type(error).__name__}") from error
             if isinstance(theirs, str):
                 yield Outcome(number, request.path, Verdict.REFUSED, theirs)
                 continue

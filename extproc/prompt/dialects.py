@@ -7,6 +7,8 @@ from extproc.errors import Unroutable
 from extproc.prompt.types import Chat, Dialect, Json
 
 _BILLING = "x-anthropic-billing-header"
+_IMAGE: Json = {"type": "image_url"}
+"""Which image it is is never looked at."""
 
 
 def leading_messages(chat: Chat) -> list[Json]:
@@ -110,7 +112,9 @@ def _from_anthropic(item: Json, merge_system: bool) -> list[Json]:
             case "tool_use":
                 calls.append(_tool_use(block))
             case "tool_result" if role == "user":
-                before.append(_tool_result(block))
+                before += _tool_result(block)
+            case "image":
+                parts.append(_IMAGE)
             case "redacted_thinking" | "tool_reference":
                 pass
             case _:
@@ -119,7 +123,7 @@ def _from_anthropic(item: Json, merge_system: bool) -> list[Json]:
         message["reasoning"] = "".join(reasoning)
     if calls:
         message["tool_calls"] = calls
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0]["type"] == "text":
         message["content"] = parts[0]["text"]
     elif parts:
         message["content"] = parts
@@ -136,19 +140,24 @@ def _tool_use(block: dict[str, Json]) -> Json:
     return {"id": block["id"], "type": "function", "function": function}
 
 
-def _tool_result(block: dict[str, Json]) -> Json:
+def _tool_result(block: dict[str, Json]) -> list[Json]:
+    """A tool's answer; its images become a user message after it (`_convert_user_tool_result`)."""
     content = block.get("content")
     text = content if isinstance(content, str) else ""
+    images = []
     if isinstance(content, list):
         texts = []
         for item in content:
-            if not isinstance(item, dict):
-                continue
-            if item.get("type") != "text":
-                raise Unroutable("content_part_unknown")
-            texts.append(_string(item.get("text", "")))
+            match item.get("type") if isinstance(item, dict) else None:
+                case "text":
+                    texts.append(_string(item.get("text", "")))
+                case "image":
+                    images.append(_IMAGE)
+                case _:
+                    raise Unroutable("content_part_unknown")
         text = "\n".join(texts)
-    return {"role": "tool", "tool_call_id": block.get("tool_use_id") or "", "content": text}
+    answer = {"role": "tool", "tool_call_id": block.get("tool_use_id") or "", "content": text}
+    return [answer, {"role": "user", "content": images}] if images else [answer]
 
 
 def _anthropic_tool(tool: dict[str, Json]) -> Json:

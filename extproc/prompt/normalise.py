@@ -19,36 +19,50 @@ _TEXT_PARTS = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
+_MEDIA_PARTS = frozenset(
+    {
+        "audio_embeds",
+        "audio_url",
+        "image_embeds",
+        "image_url",
+        "input_audio",
+        "input_image",
+        "video_embeds",
+        "video_url",
+    }
+)
 _PART_FIELDS = frozenset({"type", "text", "refusal", "thinking", "closed", "annotations", "uuid"})
 _BILLING_LINE = "x-anthropic-billing-header"
 
 
 def normalise_messages(
-    messages: Iterable[dict[str, Json]], parts: bool = False
+    messages: Iterable[dict[str, Json]], parts: bool = False, media: str | None = None
 ) -> list[dict[str, Json]]:
     """The conversation as the template gets it.
 
     parts: whether the template loops over the parts of a content, so that a content becomes a list
         of parts instead of one text (vLLM's content format "openai" instead of "string").
 
-    New objects; the arguments are not changed. Raises Unroutable for what vLLM refuses or for
-    content whose tokens only its multi-modal processor knows.
+    media: what to write where an image, a sound or a video is: its tokens are known only to the
+        engine's multi-modal processor. None: Unroutable("media").
+
+    New objects; the arguments are not changed. Raises Unroutable for what vLLM refuses.
     """
-    return [_message(message, parts) for message in messages]
+    return [_message(message, parts, media) for message in messages]
 
 
-def _message(message: dict[str, Json], parts: bool) -> dict[str, Json]:
+def _message(message: dict[str, Json], parts: bool, media: str | None) -> dict[str, Json]:
     role = message.get("role")
     content = message.get("content")
     if not isinstance(role, str):
         raise Unroutable("message_without_role")
     result: dict[str, Json] = {"role": role}
     if parts:
-        result["content"] = _as_parts(role, content)
+        result["content"] = _as_parts(role, content, media)
     elif type(content) is str and not content.startswith(_BILLING_LINE):
         result["content"] = content
     else:
-        result["content"] = "\n".join(filter(None, map(_text, _items(role, content))))
+        result["content"] = _as_text(role, content, media)
     if role == "assistant":
         if message.get("tool_calls"):
             result["tool_calls"] = _tool_calls(message["tool_calls"])
@@ -95,8 +109,19 @@ def _without_billing_line(part: Json) -> Json:
     return rest if isinstance(part, str) else part | {"text": rest}
 
 
-def _text(part: Json) -> str:
-    """The text of a part; "" is left out by `_parse_chat_message_content_parts`."""
+def _as_text(role: str, content: Json, media: str | None) -> str:
+    """Texts joined by line ends, empty ones left out; media come before them.
+
+    (`_parse_chat_message_content_parts`, `_get_full_multimodal_text_prompt`)
+    """
+    texts = [_text(item, media) for item in _items(role, content)]
+    if media is not None and media in texts:
+        texts = [media, *[text for text in texts if text != media]]
+    return "\n".join(filter(None, texts))
+
+
+def _text(part: Json, media: str | None) -> str:
+    """The text of a part; "" where it has none."""
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
@@ -104,7 +129,11 @@ def _text(part: Json) -> str:
     kind = part.get("type")
     name = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if name is None or "uuid" in part:
-        raise Unroutable("content_part_unknown")
+        if kind not in _MEDIA_PARTS:
+            raise Unroutable("content_part_unknown")
+        if media is None:
+            raise Unroutable("media")
+        return media
     text = part.get(name)
     if text is None:
         return ""
@@ -113,11 +142,11 @@ def _text(part: Json) -> str:
     return text
 
 
-def _as_parts(role: str, content: Json) -> Json:
+def _as_parts(role: str, content: Json, media: str | None) -> Json:
     """Parts with the fields that vLLM does not know kept (`_collect_extra_fields`)."""
     parts = []
     for item in _items(role, content):
-        text = _text(item)
+        text = _text(item, media)
         fields = item if isinstance(item, dict) else {}
         if not text and fields and fields.get("text", fields.get("refusal")) is None:
             continue

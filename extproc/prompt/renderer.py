@@ -106,8 +106,11 @@ class Rendering:
             return [[message] for message in normalise_messages(decoded, parts)]
         return [normalise_messages(to_chat(dialect, [item]), parts) for item in decoded]
 
-    def whole(self, items: list[Messages] | None) -> str:
-        """The text of the whole prompt; items: those of `items()`, if they are local."""
+    def whole(self, items: list[Messages] | None, media: str | None = None) -> str:
+        """The text of the whole prompt.
+
+        items: those of `items()`, if they are local. media: written for images and the like.
+        """
         leading = self._leading
         parts = self.template.takes_parts
         if items is not None:
@@ -118,7 +121,7 @@ class Rendering:
                 first = leading[0]["content"] if leading else ""
                 leading = [{"role": "system", "content": first + "".join(texts)}]
             chat = to_chat(self.chat.dialect, decoded, self._merges_system)
-            messages = normalise_messages(chat, parts)
+            messages = normalise_messages(chat, parts, media)
         messages = normalise_messages(leading, parts) + messages
         if not self.template.knows_developer:
             messages = developer_as_system(messages)

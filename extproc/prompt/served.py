@@ -21,6 +21,10 @@ _MEMO_BYTES = 256 << 20
 """Of which half is for pieces and half for turns."""
 
 
+_MEDIA = "HOMING:MEDIUM"
+"""Marks where the first medium is; that a client writes it too only makes its chain shorter."""
+
+
 class ServedModel:
     """One model as its engines see it. Thread-safe; made by `load`.
 
@@ -38,10 +42,10 @@ class ServedModel:
         self.name = name
         self._tokenizer = tokenizer
         self._templates = Templates(templates)
-        cut = _best_cut(tokenizer, self._templates) if memo_bytes else None
+        cut = self._cut = _best_cut(tokenizer, self._templates)
         self._pieces = PieceMemo(cut, tokenizer.encode_pieces, memo_bytes // 2)
         self._turns = None
-        if cut and message_prefixes:
+        if cut and memo_bytes and message_prefixes:
             self._turns = TurnMemo(self._pieces, cut, memo_bytes // 2)
 
     @classmethod
@@ -110,6 +114,8 @@ class ServedModel:
 
         Records the stages render, tokenize, hash and remember. Raises Unroutable where template or
         tokenizer fail. The next turn of a known conversation costs only what is new in it.
+        Before the first image, sound or video the chain ends, and its tokens are counted up to
+        there: what comes after depends on the engine's multi-modal processor.
         """
         content = prompt.content
         if isinstance(content, Chat) and not content.add_special_tokens:
@@ -148,7 +154,21 @@ class ServedModel:
                 node = self._pieces.extend(base, text, block_size, stages)
         except UnicodeEncodeError:
             raise Unroutable("lone_surrogate") from None
+        except Unroutable as unroutable:
+            if unroutable.reason != "media":
+                raise
+            with stages.stage("render"):
+                text = self._before_media(rendering)
+            node = self._pieces.extend(base, text, block_size, stages)
         return Chain(node.all_keys(), node.tokens)
+
+    def _before_media(self, rendering: Rendering) -> str:
+        """The text up to the piece that has the first image, sound or video."""
+        text = rendering.whole(None, media=_MEDIA)
+        at = text.find(_MEDIA)
+        if at < 0 or self._cut is None:
+            raise Unroutable("media")
+        return text[: max(text.rfind(self._cut, 0, at), 0)]
 
 
 def _best_cut(tokenizer: Tokenizer, templates: Templates) -> str | None:

@@ -60,7 +60,7 @@ ESCAPES = [
     "{{ ('{0.__class__}' | string).format(s) }}",
     "{{ [s] | map('format', d) | list }}",
     "{% set x = s.format %}{{ x(d) }}",
-    "{{ ['{0.__class__}'.format] | first }}",
+    "{{ (['{0.__class__}'.format] | first)(s) }}",
     "{{ d.update({'k': 1}) }}{{ d }}",
     "{{ d.pop('a') }}{{ d.clear() }}",
     "{{ d.setdefault('z', 1) }}",

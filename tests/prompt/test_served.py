@@ -141,7 +141,7 @@ def test_another_root_shares_no_key(qwen3: ServedModel) -> None:
         ({"content": "no role"}, "message_without_role"),
         ({"role": "user", "content": 3}, "content_invalid"),
         ({"role": "user", "content": [3]}, "content_part_invalid"),
-        ({"role": "user", "content": [{"type": "image_url"}]}, "content_part_unknown"),
+        ({"role": "user", "content": [{"type": "hologram"}]}, "content_part_unknown"),
         ({"role": "assistant", "tool_calls": ["f"]}, "tool_call_invalid"),
         ({"role": "assistant", "tool_calls": [{"type": "custom"}]}, "tool_call_invalid"),
         (
@@ -156,6 +156,25 @@ def test_message_whose_tokens_are_unknown_is_unroutable(
     with pytest.raises(Unroutable) as unroutable:
         qwen3.encode(Prompt(Chat.of([message])), ROOT, 16, Stages())
     assert unroutable.value.reason == reason
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+@pytest.mark.parametrize("parts", [[IMAGE], [{"type": "text", "text": "see"}, IMAGE]])
+def test_chain_ends_before_the_first_image(qwen3: ServedModel, parts: list[object]) -> None:
+    before = [
+        {"role": "system", "content": "rules " * 100},
+        {"role": "user", "content": "hello"},
+    ]
+    closed = Chat.of(before, options={"add_generation_prompt": False})
+    after = [{"role": "user", "content": parts}, {"role": "assistant", "content": "a cat"}]
+    (expected,) = qwen3.encode(Prompt(closed), ROOT, 16, Stages())
+    for messages in (before + after[:1], before + after):
+        (chain,) = qwen3.encode(Prompt(Chat.of(messages)), ROOT, 16, Stages())
+        assert chain == expected
+        with pytest.raises(Unroutable, match="media"):
+            qwen3.token_ids(Prompt(Chat.of(messages)))
 
 
 def test_plain_text_goes_to_ids_and_back(qwen3: ServedModel) -> None:
