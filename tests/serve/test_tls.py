@@ -7,7 +7,6 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import grpc
@@ -49,10 +48,17 @@ async def serving(settings: Config) -> AsyncIterator[tuple[App, int]]:
         await app.stop()
 
 
-def channel(port: int, name: str = NAME, **credentials: Any) -> grpc.aio.Channel:
+def channel(
+    port: int,
+    name: str = NAME,
+    own: trustme.LeafCert | None = None,
+    root: bytes = CA.cert_pem.bytes(),
+) -> grpc.aio.Channel:
+    """A client that trusts one root; own: its certificate."""
+    pair = (own.private_key_pem.bytes(), chain(own)) if own else (None, None)
     return grpc.aio.secure_channel(
         f"127.0.0.1:{port}",
-        grpc.ssl_channel_credentials(**{"root_certificates": CA.cert_pem.bytes(), **credentials}),
+        grpc.ssl_channel_credentials(root, *pair),
         options=[
             ("grpc.ssl_target_name_override", name),
             # Connections of one target are shared otherwise, and nothing new would be seen.
@@ -63,17 +69,11 @@ def channel(port: int, name: str = NAME, **credentials: Any) -> grpc.aio.Channel
 
 async def is_served(client: grpc.aio.Channel) -> bool:
     """Whether the client gets through to Homing."""
+    request = health_pb2.HealthCheckRequest()
     async with client:
-        try:
-            await health_pb2_grpc.HealthStub(client).Check(health_pb2.HealthCheckRequest())
-        except grpc.aio.AioRpcError as error:
-            assert error.code() is grpc.StatusCode.UNAVAILABLE
-            return False
-        return True
-
-
-def identity(issued: trustme.LeafCert) -> dict[str, bytes]:
-    return {"private_key": issued.private_key_pem.bytes(), "certificate_chain": chain(issued)}
+        code = await health_pb2_grpc.HealthStub(client).Check(request).code()
+    assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
+    return code is grpc.StatusCode.OK
 
 
 async def test_requests_are_picked_for_over_tls(secret: Secret) -> None:
@@ -135,11 +135,11 @@ async def test_a_certificate_that_cannot_be_used_is_refused_and_the_old_one_stay
         assert sample(app, "homing_reloads_total", what="certificate", result="refused") == 1
         (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
         assert re.search(said, record.getMessage())
-        assert await is_served(channel(port, **identity(CLIENTS.issue_cert("envoy"))))
+        assert await is_served(channel(port, own=CLIENTS.issue_cert("envoy")))
         secret.put(CA.issue_cert("renewed.example"), CLIENTS)
         await reloader.look()
         await reloader.look()
-        client = channel(port, "renewed.example", **identity(CLIENTS.issue_cert("envoy")))
+        client = channel(port, "renewed.example", own=CLIENTS.issue_cert("envoy"))
         assert await is_served(client)
 
 
@@ -161,13 +161,13 @@ async def test_only_clients_of_the_ca_are_served_where_there_is_one(
 ) -> None:
     async with serving(config(tls=secret.mutual)) as (app, port):
         ours, strangers = CLIENTS.issue_cert("envoy"), trustme.CA()
-        assert await is_served(channel(port, **identity(ours)))
+        assert await is_served(channel(port, own=ours))
         assert not await is_served(channel(port))
-        assert not await is_served(channel(port, **identity(strangers.issue_cert("envoy"))))
+        assert not await is_served(channel(port, own=strangers.issue_cert("envoy")))
         secret.put(CA.issue_cert(NAME), strangers)
         await Reloader(app, tmp_path / "homing.yaml").reload()
-        assert not await is_served(channel(port, **identity(ours)))
-        assert await is_served(channel(port, **identity(strangers.issue_cert("envoy"))))
+        assert not await is_served(channel(port, own=ours))
+        assert await is_served(channel(port, own=strangers.issue_cert("envoy")))
 
 
 async def test_a_self_signed_certificate_is_new_at_each_start() -> None:
@@ -175,7 +175,7 @@ async def test_a_self_signed_certificate_is_new_at_each_start() -> None:
     for _ in range(2):
         async with serving(config(tls="self-signed")) as (app, port):
             pem = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
-            assert await is_served(channel(port, "homing", root_certificates=pem.encode()))
+            assert await is_served(channel(port, "homing", root=pem.encode()))
             assert not await is_served(channel(port, "homing"))
             certificate = x509.load_pem_x509_certificate(pem.encode())
             expiry = sample(app, "homing_certificate_expiry_timestamp_seconds")
@@ -251,6 +251,8 @@ async def test_envoy_and_homing_verify_each_other(
         if met:
             await envoy.until("cluster.homing.membership_healthy", 1)
         else:
-            await envoy.until("cluster.homing.membership_healthy", 0)
+            async with asyncio.timeout(20):
+                while not await envoy.statistic("cluster.homing.health_check.failure"):
+                    await asyncio.sleep(0.02)
             assert not await envoy.statistic("cluster.homing.health_check.success")
         assert (await why(http) is not None) is met
