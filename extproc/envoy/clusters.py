@@ -10,7 +10,6 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     Cluster,
     ClusterCommonLbConfig,
     ClusterDiscoveryType,
-    ClusterLbPolicy,
     LoadBalancingPolicy,
     LoadBalancingPolicyPolicy,
 )
@@ -87,7 +86,6 @@ def pickers_cluster(addresses: list[str], tls: EnvoyTls | None) -> Cluster:
         connect_timeout=_CONNECT_TIME,
         load_assignment=_assignment(PICKERS_CLUSTER, addresses),
         transport_socket=_tls_socket(tls) if tls else None,
-        lb_policy=ClusterLbPolicy.LEAST_REQUEST,
         common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent()),
         health_checks=[
             HealthCheck(

@@ -2,7 +2,12 @@
 
 from datetime import timedelta
 
-from envoy_data_plane.envoy.config.core.v3 import GrpcService, GrpcServiceEnvoyGrpc, RetryPolicy
+from envoy_data_plane.envoy.config.core.v3 import (
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
+    RetryPolicy,
+    RetryPolicyRetryHostPredicate,
+)
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ExternalProcessor,
     MetadataOptions,
@@ -11,6 +16,8 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ProcessingModeBodySendMode,
     ProcessingModeHeaderSendMode,
 )
+from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+from envoy_data_plane.google.protobuf import Any
 
 from extproc.config import EnvoyOptions
 from extproc.envoy.names import PICKERS_CLUSTER
@@ -37,7 +44,17 @@ def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
         grpc_service=GrpcService(
             envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=PICKERS_CLUSTER),
             # A picker that died between two health checks: the next one is asked instead.
-            retry_policy=RetryPolicy(retry_on="connect-failure,unavailable", num_retries=2),
+            retry_policy=RetryPolicy(
+                retry_on="connect-failure,unavailable",
+                num_retries=2,
+                retry_host_predicate=[
+                    RetryPolicyRetryHostPredicate(
+                        name="envoy.retry_host_predicates.previous_hosts",
+                        typed_config=Any.pack(PreviousHostsPredicate()),
+                    )
+                ],
+                host_selection_retry_max_attempts=5,
+            ),
         ),
         failure_mode_allow=True,
         processing_mode=_processing_mode(options),

@@ -247,8 +247,7 @@ async def test_a_picker_that_died_a_moment_ago_is_replaced_by_another(tmp_path: 
         async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
             await envoy.until("cluster.homing.membership_healthy", 2)
             await one.server.stop(None)
-            for _ in range(20):
-                await get(envoy)
+            await asyncio.gather(*(get(envoy) for _ in range(20)))
     asked = [m for m in one.messages + other.messages if m.HasField("request_headers")]
     assert len(asked) == 20
 
