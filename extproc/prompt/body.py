@@ -19,6 +19,8 @@ from extproc.terms import TokenIds
 _MESSAGES = BodyReader("messages")
 _INPUT = BodyReader("input")
 
+_UNSET = (None, "auto")
+
 _RESERVED_OPTIONS = frozenset(
     {
         "chat_template",
@@ -204,7 +206,8 @@ def _api(path: str) -> _Api | None:
 def _options(fields: Body, effort: Json, **own: Json) -> dict[str, Json]:
     """The template's arguments: `chat_template_kwargs`, and over them what the API itself sets.
 
-    A reasoning effort turns thinking on or off for templates that know of it.
+    A reasoning effort turns thinking on or off for templates that know of it. Null and "auto" are
+    as good as absent (vLLM 0.32.0, renderers/params.py, merge_kwargs).
     """
     given = fields.get("chat_template_kwargs")
     if given is None:
@@ -216,7 +219,8 @@ def _options(fields: Body, effort: Json, **own: Json) -> dict[str, Json]:
     own["reasoning_effort"] = effort
     if effort is not None and "enable_thinking" not in given:
         own["enable_thinking"] = effort != "none"
-    return given | {name: value for name, value in own.items() if value is not None}
+    options = given | {name: value for name, value in own.items() if value is not None}
+    return {name: value for name, value in options.items() if value not in _UNSET}
 
 
 def _settings(fields: Body, *names: str) -> bytes:

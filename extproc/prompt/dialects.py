@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from extproc.errors import Unroutable
+from extproc.prompt.normalise import OrderedCall
 from extproc.prompt.types import Chat, Dialect, Json
 
 _BILLING = "x-anthropic-billing-header"
@@ -213,8 +214,7 @@ def _answer_part(item: Json) -> tuple[str | None, Json]:
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             if item.get("namespace"):
                 raise Unroutable("input_item_unknown")
-            call = {"id": item.get("call_id"), "type": "function", "function": function}
-            return "tool_calls", [call]
+            return "tool_calls", [OrderedCall(id=item.get("call_id"), function=function)]
         case "function_call_output":
             message = {"role": "tool", "tool_call_id": item.get("call_id")}
             return None, message | {"content": item.get("output")}

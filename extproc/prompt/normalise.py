@@ -35,6 +35,10 @@ _PART_FIELDS = frozenset({"type", "text", "refusal", "thinking", "closed", "anno
 _BILLING_LINE = "x-anthropic-billing-header"
 
 
+class OrderedCall(dict[str, Json]):
+    """A tool call whose function keeps the order of its fields."""
+
+
 def normalise_messages(
     messages: Iterable[dict[str, Json]], parts: bool = False, media: str | None = None
 ) -> list[dict[str, Json]]:
@@ -163,12 +167,18 @@ def _tool_calls(calls: Json) -> list[dict[str, Json]]:
 
 
 def _tool_call(call: Json) -> dict[str, Json]:
-    """A call with its fields in the order of openai's ChatCompletionMessageToolCallParam."""
+    """A call with its fields in the order of openai's ChatCompletionMessageToolCallParam.
+
+    The Responses API is not read by that type: there the name comes before the arguments.
+    """
     if not isinstance(call, dict):
         raise Unroutable("tool_call_invalid")
     function = call.get("function")
     if call.get("type", "function") != "function" or not isinstance(function, dict):
         raise Unroutable("tool_call_invalid")
+    if isinstance(call, OrderedCall):
+        named = function | {"arguments": _arguments(function["arguments"])}
+        return {"id": call["id"], "function": named, "type": "function"}
     named = {"arguments": _arguments(function.get("arguments")), "name": function.get("name")}
     result = {"id": call.get("id"), "function": named, "type": "function"}
     if len(function) > len(named):

@@ -231,10 +231,17 @@ def _is_content(node: nodes.Node, items: set[str]) -> bool:
 def _mark_final(
     messages: Sequence[Mapping[str, Json]],
 ) -> tuple[Sequence[Mapping[str, Json]], str]:
+    """The messages with the mark after the last text of the last one, and that text."""
     content = messages[-1].get("content") if messages else None
-    if not isinstance(content, str):
-        raise Unroutable("nothing_to_continue")
-    return [*messages[:-1], {**messages[-1], "content": content + _CONTINUE_MARK}], content
+    if isinstance(content, str):
+        return [*messages[:-1], {**messages[-1], "content": content + _CONTINUE_MARK}], content
+    parts = list(content) if isinstance(content, list) else []
+    for i in reversed(range(len(parts))):
+        if "text" in parts[i]:
+            text = parts[i]["text"]
+            parts[i] = parts[i] | {"text": text + _CONTINUE_MARK}
+            return [*messages[:-1], {**messages[-1], "content": parts}], text
+    raise Unroutable("nothing_to_continue")
 
 
 def _cut_at_mark(text: str, final: str) -> str:

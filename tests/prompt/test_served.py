@@ -25,11 +25,11 @@ from extproc.prompt import (
 )
 from extproc.stages import Stages
 from extproc.terms import BlockKey
+from tests.prompt.families import TEMPLATES, load
 from tests.tokenizers import tokenizer_dir
 
 DEMO_TOKENIZER = Path(extproc.demo.__file__).parent / "tokenizer"
 RECORDED = Path(__file__).parent / "data" / "vllm-0.32.0.jsonl.xz"
-SHAPES = RECORDED.with_name("vllm-0.32.0-shapes.jsonl.xz")
 ROOT = root_seed(secret=b"secret", model="qwen3", block_size=16)
 TEXTS = st.one_of(
     st.text(max_size=60),
@@ -60,15 +60,25 @@ def test_ids_are_those_of_a_real_vllm(qwen3: ServedModel) -> None:
     assert (wrong, right) == ([], 365)
 
 
-def test_ids_are_those_of_a_real_vllm_for_odd_shapes(qwen3: ServedModel) -> None:
-    """Fuzzed chats, Anthropic messages and Responses items, and one of each odd field."""
+@pytest.mark.parametrize(
+    ("shapes", "template", "equal"),
+    [("shapes", None, 348), ("parts", "dump_parts", 304), ("texts", "dump_texts", 300)],
+)
+def test_ids_are_those_of_a_real_vllm_for_odd_shapes(
+    shapes: str, template: str | None, equal: int
+) -> None:
+    """Fuzzed chats, Anthropic messages and Responses items, and one of each odd field.
+
+    With Qwen3's template, and with two that write out all that vLLM gives to a template.
+    """
+    model = load("qwen3", TEMPLATES / f"{template}.jinja" if template else None)
     wrong, left, right = [], Counter[str](), 0
-    with lzma.open(SHAPES, "rt", encoding="utf-8") as lines:
+    with lzma.open(RECORDED.with_name(f"vllm-0.32.0-{shapes}.jsonl.xz"), "rt") as lines:
         for number, line in enumerate(lines, 1):
             recorded = json.loads(line)
             try:
                 prompt = parse_body(recorded["path"], json.dumps(recorded["request"]).encode())
-                ids = [unpack_ids(one) for one in qwen3.token_ids(prompt)]
+                ids = [unpack_ids(one) for one in model.token_ids(prompt)]
             except Unroutable as unroutable:
                 left[unroutable.reason] += 1
                 continue
@@ -76,8 +86,7 @@ def test_ids_are_those_of_a_real_vllm_for_odd_shapes(qwen3: ServedModel) -> None
                 right += 1
             else:
                 wrong.append(number)
-    assert wrong == []
-    assert right == 348
+    assert (wrong, right) == ([], equal)
     assert left == {
         "chat_template_kwargs_reserved": 6,
         "truncated_prompt": 2,
