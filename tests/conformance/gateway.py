@@ -1,6 +1,7 @@
 """A real Envoy between a client and engines, wired to Homing in either of the two ways."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,13 +20,18 @@ from extproc.serve import App
 from tests.conformance.wire import pool_of
 from tests.envoy_config.configs import dead_port
 from tests.envoy_config.running import Envoy, running_envoy
-from tests.serve.proxy import CHAT, DESTINATION, chat
+from tests.serve.proxy import CHAT, chat
 
 Wiring: TypeAlias = Literal["override_host", "original_dst"]
 WIRINGS: tuple[Wiring, ...] = ("override_host", "original_dst")
 MODES = ("BUFFERED", "FULL_DUPLEX_STREAMED")
 
 QUESTION = "Which ship came in?"
+
+(ORIGINAL_DST,) = re.findall(
+    r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "trust.md").read_text(), re.DOTALL
+)
+"""The cluster that goes to whatever address a header names, as the page has it."""
 
 BYPASSED = "/bypassed"
 """A route on which Envoy does not ask Homing."""
@@ -139,13 +145,7 @@ def _rewired(bootstrap: str, wiring: Wiring, strip: bool) -> str:
     if wiring == "original_dst":
         clusters: list[dict[str, Any]] = root["static_resources"]["clusters"]
         (place,) = (n for n, cluster in enumerate(clusters) if cluster["name"] == "engines")
-        clusters[place] = {
-            "name": "engines",
-            "type": "ORIGINAL_DST",
-            "lb_policy": "CLUSTER_PROVIDED",
-            "connect_timeout": "1s",
-            "original_dst_lb_config": {"use_http_header": True, "http_header_name": DESTINATION},
-        }
+        clusters[place] = yaml.load(ORIGINAL_DST)
     out = StringIO()
     yaml.dump(root, out)
     return out.getvalue()
