@@ -1,11 +1,11 @@
 """Errors, named by who is at fault.
 
-    HomingError
-    ├── ConfigError     the operator: file, line, field and what would be right
-    ├── BadRequest      the client: answered with a status and an OpenAI-style body
-    ├── Unroutable      nobody: this prompt cannot be looked up; routed by load, counted
-    ├── NoEndpoint      nobody: no endpoint is eligible; answered with 503
-    └── PeerViolation   Envoy, an engine or etcd broke its protocol
+HomingError
+├── ConfigError     the operator: file, line, field and what would be right
+├── BadRequest      the client: answered with a status and an OpenAI-style body
+├── Unroutable      nobody: this prompt cannot be looked up; routed by load, counted
+├── NoEndpoint      nobody: no endpoint is eligible; answered with 503
+└── PeerViolation   Envoy, an engine or etcd broke its protocol
 """
 
 
@@ -45,7 +45,7 @@ class Unroutable(HomingError):
 
 
 class NoEndpoint(HomingError):
-    """No endpoint is eligible: none is listed, or the subset hint leaves none. Answered with 503."""
+    """No endpoint is eligible: none is listed, or the subset hint leaves none; a 503."""
 
     status = 503
     code = "no_endpoint"

@@ -12,6 +12,7 @@ from extproc.config.model import (
     MemoryLog,
     Model,
     Pool,
+    Proxy,
     TlsFiles,
     Tracing,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryLog",
     "Model",
     "Pool",
+    "Proxy",
     "TlsFiles",
     "Tracing",
     "load_config",

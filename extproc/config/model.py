@@ -19,7 +19,8 @@ from pydantic import (
 from extproc.config.addresses import parse_endpoint, parse_listen, parse_peer
 from extproc.terms import Endpoint, InstanceId
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 
 
 class Section(BaseModel):
@@ -56,6 +57,10 @@ def _checked_url(value: str) -> str:
 
 Name: TypeAlias = Annotated[str, AfterValidator(_checked_name)]
 """Safe as a metric label, an etcd path segment and a cluster name."""
+
+BodyModeName: TypeAlias = Literal[
+    "NONE", "STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "FULL_DUPLEX_STREAMED"
+]
 
 ModelName: TypeAlias = Annotated[str, Field(min_length=1)]
 EndpointAddress: TypeAlias = Annotated[Endpoint, AfterValidator(parse_endpoint)]
@@ -161,8 +166,23 @@ class Limits(Section):
     max_body_bytes: ByteCount = 32 * MIB
     """Largest request body that is read."""
 
+    max_header_bytes: ByteCount = 64 * KIB
+    """Most bytes of a request's headers, names and values."""
+
+    max_streams: Count = 4096
+    """Most requests under way at a time, each from its headers to its answer's end, whose body is
+    still looked up."""
+
+    max_held_bytes: ByteCount = 512 * MIB
+    """Most bytes of bodies that all requests together keep from the engines while they come in
+    (`FULL_DUPLEX_STREAMED`) or are looked up; above it the largest go on without a pick."""
+
     pick_timeout_ms: Milliseconds = 150
     """Longest time that a pick may take before the request is routed by load."""
+
+    hold_timeout_ms: Milliseconds = 30_000
+    """Longest time that a body may take to come in before its request goes on without a pick: no
+    time-out of Envoy's applies in `FULL_DUPLEX_STREAMED`."""
 
 
 class TlsFiles(Section):
@@ -200,6 +220,21 @@ class Drain(Section):
     timeout_s: Patience = 20.0
     """How long open requests may then still take. At the end those that wait go on without a pick,
     and only an answer whose body passes through Homing (`FULL_DUPLEX_STREAMED`) is cut."""
+
+
+class Proxy(Section):
+    """What the proxy does that it may not say itself."""
+
+    request_body_mode: BodyModeName = "BUFFERED"
+    """How it sends request bodies, where it does not announce it (old Envoys)."""
+
+    response_body_mode: BodyModeName = "NONE"
+    """How it sends response bodies, where it does not announce it."""
+
+    mode_override: bool = False
+    """Whether it follows `mode_override` (Envoy's `allow_mode_override`; `envoy-config` sets it).
+    Homing then asks for the bodies that it needs, and declines those that nothing reads. A proxy
+    that ignores it loses picks in `STREAMED` and `NONE`."""
 
 
 class EnvoyTls(Section):
@@ -287,6 +322,9 @@ class Config(Section):
 
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The engines, by the models that they serve."""
+
+    proxy: Proxy = Proxy()
+    """What the proxy does that it may not say itself."""
 
     limits: Limits = Limits()
     """What Homing does not go beyond."""

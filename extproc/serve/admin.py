@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from extproc.config.addresses import UNIX_PREFIX, split_endpoint
 from extproc.errors import ConfigError
 from extproc.serve.pool import Pool
+from extproc.serve.process import Processor
 from extproc.telemetry import Metrics
 
 
@@ -16,9 +17,14 @@ class Admin:
     """An HTTP server for operators: bind it where only they reach it."""
 
     def __init__(
-        self, metrics: Metrics, pools: Callable[[], Sequence[Pool]], ready: Callable[[], bool]
+        self,
+        metrics: Metrics,
+        processor: Processor,
+        pools: Callable[[], Sequence[Pool]],
+        ready: Callable[[], bool],
     ) -> None:
         self._metrics = metrics
+        self._processor = processor
         self._pools = pools
         self._ready = ready
         app = web.Application()
@@ -54,7 +60,10 @@ class Admin:
         return web.Response(status=503, text="not ready: models are loading, or draining\n")
 
     async def _scrape(self, _: web.Request) -> web.Response:
-        # A pool that a reload took away has no numbers.
+        # A pool that a reload took away has no numbers, nor has a state that no stream is in.
+        self._metrics.streams.clear()
+        for state, count in self._processor.states().items():
+            self._metrics.streams.labels(state).set(count)
         self._metrics.in_flight.clear()
         self._metrics.index_blocks.clear()
         for pool in self._pools():

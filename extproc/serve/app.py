@@ -18,14 +18,13 @@ from extproc.serve.pools import Pools
 from extproc.serve.process import Processor
 from extproc.serve.server import Server
 from extproc.serve.tls import ServerTls
-from extproc.stream import StreamSettings
+from extproc.stream import BodyMode, StreamSettings
 from extproc.telemetry import Metrics, OtlpTracer
 
 logger = logging.getLogger("homing.serve")
 
-HOLD_TIMEOUT_S = 30.0
-"""How long a body is waited for before its request goes on without a pick: no time-out of Envoy's
-applies while it is held in FULL_DUPLEX_STREAMED."""
+RELOADED = frozenset(("pools", "pool_header", "drain", "envoy"))
+"""Keys of the configuration that a running process takes over (`envoy` it does not read)."""
 
 
 class App:
@@ -61,16 +60,16 @@ class App:
         )
         self.processor = Processor(
             picker,
-            StreamSettings(max_body_bytes=limits.max_body_bytes, conformance=settings.conformance),
-            HOLD_TIMEOUT_S,
+            _stream_settings(settings),
+            limits,
             self.metrics,
         )
-        self.metrics.streams.set_function(lambda: self.processor.open_streams)
+        self.metrics.held_bytes.set_function(lambda: self.processor.held_bytes)
         self.metrics.ready.set_function(lambda: self.ready)
         expiry = self.metrics.certificate_expiry
         expiry.set_function(lambda: self.tls.expires.timestamp() if self.tls else 0)
         self._server = Server(self.processor, settings.listen, limits.max_body_bytes, self.tls)
-        self._admin = Admin(self.metrics, lambda: self.pools, lambda: self.ready)
+        self._admin = Admin(self.metrics, self.processor, lambda: self.pools, lambda: self.ready)
 
     async def start(self) -> int:
         """Serve, load the models, and be ready. Returns the ext_proc port.
@@ -88,7 +87,7 @@ class App:
         return port
 
     async def take(self, settings: config.Config) -> None:
-        """Take over the pools and the drain's times; what else differs is left as it is.
+        """Take over what is RELOADED; what else differs is left as it is.
 
         The models of before serve until the new ones are loaded. Raises ConfigError where one
         cannot be: nothing has changed then.
@@ -108,7 +107,7 @@ class App:
         self.pools = pools
         self._lookup = Pools(pools, settings.pool_header)
         self.settings = self.settings.model_copy(
-            update={"pools": settings.pools, "drain": settings.drain}
+            update={key: getattr(settings, key) for key in RELOADED}
         )
 
     def _configured(self, listed: config.Pool) -> Pool:
@@ -135,3 +134,14 @@ class App:
         if self._tracer:
             self._tracer.shutdown()
         logger.info("stopped")
+
+
+def _stream_settings(settings: config.Config) -> StreamSettings:
+    proxy = settings.proxy
+    return StreamSettings(
+        fallback_request_mode=BodyMode[proxy.request_body_mode],
+        fallback_response_mode=BodyMode[proxy.response_body_mode],
+        max_body_bytes=settings.limits.max_body_bytes,
+        allow_mode_override=proxy.mode_override,
+        conformance=settings.conformance,
+    )

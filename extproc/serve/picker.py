@@ -59,8 +59,12 @@ class Picker:
         self._once = LogOnce(logger)
         self._turns = itertools.count()
 
-    async def pick(self, request: Request) -> tuple[Pick, Placed] | Refusal | None:
+    async def pick(
+        self, request: Request, beyond: str | None = None
+    ) -> tuple[Pick, Placed] | Refusal | None:
         """Endpoints for the request, best first, and what must be told how it went on.
+
+        beyond: a limit that the request is beyond: it is routed by load, for this reason.
 
         None where nothing but the proxy itself can place it any more.
         """
@@ -68,6 +72,8 @@ class Picker:
         encoded: Encoded | None = None
         reason = ""
         try:
+            if beyond is not None:
+                raise Unroutable(beyond)
             encoded = await self._encoder.encode(request, stages)
         except BadRequest as bad:
             return self._refuse(Refusal(bad.status, bad.code, str(bad)))

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from enum import IntEnum, auto
+from time import monotonic
 from typing import Protocol
 
 import grpc
 
+from extproc.config import Limits
 from extproc.serve.picker import Picker
 from extproc.serve.placed import Placed
 from extproc.stream import (
@@ -55,12 +58,13 @@ class Processor:
     """The method `Process` of `envoy.service.ext_proc.v3.ExternalProcessor`."""
 
     def __init__(
-        self, picker: Picker, settings: StreamSettings, hold_timeout_s: float, metrics: Metrics
+        self, picker: Picker, settings: StreamSettings, limits: Limits, metrics: Metrics
     ) -> None:
         self._picker = picker
         self._settings = settings
-        self._hold_timeout_s = hold_timeout_s
+        self._limits = limits
         self._metrics = metrics
+        self._held_bytes = 0
         self._once = LogOnce(logger)
         self._open: set[_Session] = set()
         self._leave = Leave.NEVER
@@ -73,6 +77,29 @@ class Processor:
         """Streams that have begun and not ended."""
         return len(self._open)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies that all streams keep from the engines now."""
+        return self._held_bytes
+
+    def states(self) -> Counter[str]:
+        """How many streams are how far."""
+        return Counter(session.state for session in self._open)
+
+    def beyond(self, request: Request) -> str | None:
+        """The limit that the request is beyond, as a reason to route it by load; None for none."""
+        if len(self._open) > self._limits.max_streams:
+            return "max_streams"
+        size = sum(len(name) + len(value) for name, value in request.headers.items())
+        return "max_header_bytes" if size > self._limits.max_header_bytes else None
+
+    def held(self, more: int) -> None:
+        """A stream holds so many bytes more. Above the bound the largest are let go."""
+        self._held_bytes += more
+        if more > 0 and self._held_bytes > self._limits.max_held_bytes:
+            largest = max(self._open, key=lambda session: session.held_bytes)
+            largest.expire("max_held_bytes")
+
     def leave(self, when: Leave) -> None:
         """From now on streams are ended here, those that are open and those that still begin."""
         self._leave = when
@@ -84,11 +111,13 @@ class Processor:
 
         The end shows as EOF, as CancelledError or as GeneratorExit; none of them is an error.
         """
-        session = _Session(self._picker, Stream(self._settings), context)
+        session = _Session(self, Stream(self._settings), context, self._picker, self._metrics)
         self._open.add(session)
         self.idle.clear()
         session.leave(self._leave)
-        hold = asyncio.get_running_loop().call_later(self._hold_timeout_s, session.expire)
+        hold = asyncio.get_running_loop().call_later(
+            self._limits.hold_timeout_ms / 1000, session.expire, "hold_timeout"
+        )
         try:
             while session.cut is None and not session.left:
                 message = await context.read()
@@ -117,11 +146,23 @@ class Processor:
 class _Session:
     """A stream, the shell around it, and what its request opened."""
 
-    def __init__(self, picker: Picker, stream: Stream, context: Context) -> None:
+    def __init__(
+        self,
+        processor: Processor,
+        stream: Stream,
+        context: Context,
+        picker: Picker,
+        metrics: Metrics,
+    ) -> None:
         self.cut: Finish | None = None
+        self._processor = processor
         self._stream = stream
         self._picker = picker
         self._context = context
+        self._metrics = metrics
+        self.held_bytes = 0
+        """Of the request's body, as the processor has counted them."""
+        self._held_since: float | None = None
         self._placed: Placed | None = None
         self._busy = False
         self._late: asyncio.Task[None] | None = None
@@ -135,25 +176,47 @@ class _Session:
         """Do what the message asks for, after what the deadline may still be writing."""
         if self._late is not None:
             await self._late
-        self._busy = True
-        await self._run(self._stream.receive(message))
+        commands = self._stream.receive(message)
+        self._busy = bool(commands)
+        self._note_held()
+        await self._run(commands)
         self._busy = False
         self.leave(self._leave)
 
-    def expire(self) -> None:
-        """The body is held for too long: let it go without a pick.
+    @property
+    def state(self) -> str:
+        """How far the stream is."""
+        return self._stream.state
+
+    def expire(self, reason: str) -> None:
+        """The body is held for too long, or is too much: let it go without a pick.
 
         Nothing to do while a message is being answered: a pick has a time limit of its own.
         """
         if not self._busy and (commands := self._stream.deadline()):
+            self._metrics.released.labels(reason).inc()
+            self._note_held()
             self._late = asyncio.ensure_future(self._run(commands))
             self._late.add_done_callback(lambda _: self.leave(self._leave))
+
+    def _note_held(self) -> None:
+        """Tell the processor what is held, and the histogram for how long it was."""
+        stream = self._stream
+        if stream.holding:
+            if self._held_since is None:
+                self._held_since = monotonic()
+        elif self._held_since is not None:
+            self._metrics.hold_seconds.observe(monotonic() - self._held_since)
+            self._held_since = None
+        if more := stream.held_bytes - self.held_bytes:
+            self.held_bytes = stream.held_bytes
+            self._processor.held(more)
 
     def leave(self, when: Leave) -> None:
         """End the stream as soon as it may be; looked at again after every message."""
         self._leave = when
         if when is Leave.SAFE:
-            self.expire()
+            self.expire("drain")
         writing = self._busy or (self._late is not None and not self._late.done())
         if writing or self.left or self.cut is not None or not self._may_leave():
             return
@@ -177,6 +240,7 @@ class _Session:
             self._late.cancel()
         if self._placed is not None:
             self._placed.ended()
+        self._processor.held(-self.held_bytes)
 
     async def _run(self, commands: Sequence[Command]) -> None:
         for command in commands:
@@ -194,13 +258,16 @@ class _Session:
                     self.cut = command
 
     async def _ask(self, request: Request) -> Sequence[Command]:
-        outcome = await self._picker.pick(request)
+        outcome = await self._picker.pick(request, self._processor.beyond(request))
         if outcome is None:
-            return self._stream.pass_on()
-        if isinstance(outcome, Refusal):
-            return self._stream.refused(outcome)
-        pick, self._placed = outcome
-        return self._stream.picked(pick)
+            commands = self._stream.pass_on()
+        elif isinstance(outcome, Refusal):
+            commands = self._stream.refused(outcome)
+        else:
+            pick, self._placed = outcome
+            commands = self._stream.picked(pick)
+        self._note_held()
+        return commands
 
 
 def _this_task() -> "asyncio.Task[None]":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from extproc.config import Config, Pool, load_config
 from extproc.errors import ConfigError
-from extproc.serve.app import App
+from extproc.serve.app import RELOADED, App
 from extproc.serve.models import stamp
 
 logger = logging.getLogger("homing.reload")
@@ -20,9 +20,6 @@ logger = logging.getLogger("homing.reload")
 LOOK_S = 1.0
 """How often files are looked at: a few system calls. Of those who tell of changes instead, none
 reaches network file systems, or through the links that Kubernetes swaps."""
-
-RELOADED = frozenset(("pools", "drain", "envoy"))
-"""What a process takes over; `envoy` it does not read. All else needs a restart."""
 
 
 class Reloader:
@@ -80,7 +77,8 @@ class Reloader:
         for line in _differences(before.pools, settings.pools) or ["no pool has changed"]:
             logger.info("reloaded %s: %s", self._path, line)
         if fixed := _fixed(before, settings):
-            logger.warning("reloaded %s: not %s: a restart does", self._path, ", ".join(fixed))
+            names = ", ".join(fixed)
+            logger.warning("%s: not taken over without a restart: %s", self._path, names)
 
     async def _reload_tls(self) -> None:
         tls = self._app.tls

@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from extproc.errors import ConfigError
 from extproc.serve.process import Processor
 from extproc.serve.tls import ServerTls
-from proto_gen.ext_proc_pb2 import ProcessingRequest
+from extproc.stream import parse_request
 
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 
@@ -18,9 +18,12 @@ LIVENESS = "liveness"
 READINESS: tuple[str, ...] = ("", "readiness", EXT_PROC, "inference-extension")
 """Health names that say NOT_SERVING until every model is loaded, and again while draining."""
 
-MESSAGE_OVERHEAD_BYTES = 1024 * 1024
-"""Room for headers and metadata beside the largest body in one gRPC message."""
+LEAST_MESSAGE_BYTES = 4 * 1024 * 1024
+"""gRPC's own default: headers, metadata and chunks always fit."""
 
+MESSAGE_ROOM = 2
+"""Times the largest body that is read: as large a gRPC message is received. A body between the two
+is routed by load; above it gRPC ends the stream and the proxy goes on alone."""
 
 _NO_END_S = 86_400.0
 """gRPC refuses new streams only together with a time limit for the open ones."""
@@ -38,7 +41,7 @@ class Server:
         self._listen = listen
         self._tls = tls
         self._closing: asyncio.Future[None] | None = None
-        limit = max_body_bytes + MESSAGE_OVERHEAD_BYTES
+        limit = max(MESSAGE_ROOM * max_body_bytes, LEAST_MESSAGE_BYTES)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", limit),
@@ -54,7 +57,7 @@ class Server:
         )
         # Answers are serialised by `stream`, most of them once for all.
         method = grpc.stream_stream_rpc_method_handler(
-            processor.process, request_deserializer=ProcessingRequest.FromString
+            processor.process, request_deserializer=parse_request
         )
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(EXT_PROC, {"Process": method}),)

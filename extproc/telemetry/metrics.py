@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _STAGE_BUCKETS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5)
+_HOLD_BUCKETS = (5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 30.0)
 _TOKEN_BUCKETS = (0, 256, 1024, 4096, 16384, 65536, 262144)
 
 
@@ -57,7 +58,30 @@ class Metrics:
             ["pool"],
             registry=registry,
         )
-        self.streams = Gauge("homing_open_streams", "ext_proc streams open now.", registry=registry)
+        self.streams = Gauge(
+            "homing_open_streams",
+            "ext_proc streams open now, by how far they are.",
+            ["state"],
+            registry=registry,
+        )
+        self.held_bytes = Gauge(
+            "homing_held_bytes",
+            "Bytes of request bodies that are kept from the engines now.",
+            registry=registry,
+        )
+        self.hold_seconds = Histogram(
+            "homing_hold_seconds",
+            "Time that a request waited for Homing, from its first part that was held to its "
+            "release; where the body is streamed its arrival is in it.",
+            buckets=_HOLD_BUCKETS,
+            registry=registry,
+        )
+        self.released = Counter(
+            "homing_released",
+            "Requests let go without a pick while their body came in (deadline, held_bytes).",
+            ["reason"],
+            registry=registry,
+        )
         self.streams_cut = Counter(
             "homing_streams_cut",
             "Streams that Homing ended before the proxy did.",

@@ -40,13 +40,16 @@ def config(**changes: Any) -> Config:
     return Config(**{**defaults, **changes})
 
 
+UNLIMITED = [("grpc.max_receive_message_length", -1)]
+
+
 @asynccontextmanager
 async def serving(settings: Config | None = None) -> AsyncIterator[tuple[App, grpc.aio.Channel]]:
     """A ready Homing, and a channel to it."""
     app = App(settings or config())
     port = await app.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", UNLIMITED) as channel:
             yield app, channel
     finally:
         await app.stop()
@@ -63,9 +66,10 @@ LONG = "The ships bring spice and salt to the harbour. " * 40
 
 
 class Exchange:
-    """One HTTP request as Envoy shows it in BUFFERED, message by message."""
+    """One HTTP request as Envoy shows it, message by message; in BUFFERED if not said."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, mode: str = "BUFFERED") -> None:
+        self._mode = ProcessingMode.BodySendMode.Value(mode)
         call = channel.stream_stream(
             METHOD,
             request_serializer=ProcessingRequest.SerializeToString,
@@ -82,9 +86,23 @@ class Exchange:
         more: Mapping[str, str] | None = None,
         pool: str | None = None,
     ) -> ProcessingResponse:
+        """The answer to the headers."""
+        await self.send_headers(path, method, end, subset, more, pool)
+        return await self.read()
+
+    async def send_headers(
+        self,
+        path: str = CHAT,
+        method: str = "POST",
+        end: bool = False,
+        subset: Sequence[str] | None = None,
+        more: Mapping[str, str] | None = None,
+        pool: str | None = None,
+    ) -> None:
+        """Where the answer to the headers waits for the body (FULL_DUPLEX_STREAMED)."""
         message = ProcessingRequest()
         config = message.protocol_config
-        config.request_body_mode = ProcessingMode.BUFFERED
+        config.request_body_mode = self._mode
         config.response_body_mode = ProcessingMode.NONE
         message.request_headers.end_of_stream = end
         for key, value in {":method": method, ":path": path, **(more or {})}.items():
@@ -95,13 +113,18 @@ class Exchange:
             hint.get_or_create_list(f"{DESTINATION}-subset").extend(subset)
         if pool is not None:
             message.metadata_context.filter_metadata["homing"]["pool"] = pool
-        return await self._say(message)
+        await self.call.write(message)
 
-    async def body(self, data: bytes) -> ProcessingResponse:
+    async def chunk(self, data: bytes, end: bool = False) -> None:
+        """A piece of the body, whose answer is not waited for."""
         message = ProcessingRequest()
         message.request_body.body = data
-        message.request_body.end_of_stream = True
-        return await self._say(message)
+        message.request_body.end_of_stream = end
+        await self.call.write(message)
+
+    async def body(self, data: bytes) -> ProcessingResponse:
+        await self.chunk(data, end=True)
+        return await self.read()
 
     async def answer(self, status: int, served: str | None = None) -> ProcessingResponse:
         message = ProcessingRequest()
@@ -118,6 +141,10 @@ class Exchange:
 
     async def _say(self, message: ProcessingRequest) -> ProcessingResponse:
         await self.call.write(message)
+        return await self.read()
+
+    async def read(self) -> ProcessingResponse:
+        """The next answer."""
         reply = await self.call.read()
         assert isinstance(reply, ProcessingResponse)
         return reply
