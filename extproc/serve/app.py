@@ -26,9 +26,6 @@ logger = logging.getLogger("homing.serve")
 RELOADED = frozenset(("pools", "pool_header", "drain", "envoy"))
 """Keys of the configuration that a running process takes over (`envoy` it does not read)."""
 
-RELOADED = frozenset(("pools", "pool_header", "drain", "envoy"))
-"""Keys of the configuration that a running process takes over (`envoy` it does not read)."""
-
 
 class App:
     """One Homing process.
