@@ -156,8 +156,8 @@ def _grown(node: Node, digest: bytes, ids: TokenIds, block_size: int) -> Node:
     return Node(digest, node, keys, last, rest, node.tokens + len(ids) // TOKEN_BYTES)
 
 
-def safe_cuts(tokenizer_json: str) -> list[str]:
-    """The special tokens before which a text may be cut without changing its ids.
+def safe_cuts(tokenizer_json: str, text: str) -> list[str]:
+    """The special tokens in `text` before which any text may be cut without changing its ids.
 
     Those that are matched in the text as it comes (not normalised), wherever they stand, and whose
     neighbours they leave alone: no `lstrip`, `rstrip` or `single_word`, and no other added token
@@ -172,6 +172,7 @@ def safe_cuts(tokenizer_json: str) -> list[str]:
         token["content"]
         for token in added
         if token.get("special")
+        and token["content"] in text
         and not (token.get("lstrip") or token.get("rstrip") or token.get("single_word"))
         and token["content"].strip() == token["content"] != ""
         and not any(

@@ -179,5 +179,4 @@ def _best_cut(tokenizer: Tokenizer, templates: Templates) -> str | None:
         text = Rendering(chat, templates).whole(None)
     except Unroutable:
         return None
-    cuts = [token for token in safe_cuts(tokenizer.source) if token in text]
-    return max(cuts, key=text.count, default=None)
+    return max(safe_cuts(tokenizer.source, text), key=text.count, default=None)

@@ -16,7 +16,7 @@ from extproc.prompt import Chain, Chat, Prompt, ServedModel, root_seed
 from extproc.prompt.memo import Memo
 from extproc.prompt.pieces import safe_cuts
 from extproc.stages import Stages
-from tests.prompt.conversations import OPTIONS, TOOLS, growing, tool_round
+from tests.prompt.conversations import OPTIONS, TOOLS, WORDS, growing, tool_round
 from tests.prompt.families import FAMILIES, load
 
 ROOT = root_seed(secret=b"secret", model="m", block_size=4)
@@ -192,13 +192,31 @@ def added(content: str, **flags: bool) -> dict[str, Any]:
     ],
 )
 def test_text_is_cut_only_where_ids_do_not_change(tokens: Any, cuts: list[str]) -> None:
-    assert safe_cuts(json.dumps({"added_tokens": tokens})) == cuts
+    assert safe_cuts(json.dumps({"added_tokens": tokens}), "<a>bx<a>yabca<b>") == cuts
 
 
 def test_text_is_not_cut_where_the_first_piece_is_special() -> None:
     first = {"type": "Metaspace", "prepend_scheme": "first"}
     nested = {"type": "Sequence", "pretokenizers": [first]}
-    assert safe_cuts(json.dumps({"added_tokens": [added("<a>")], "pre_tokenizer": nested})) == []
+    spec = {"added_tokens": [added("<a>")], "pre_tokenizer": nested}
+    assert safe_cuts(json.dumps(spec), "<a>") == []
+    assert safe_cuts(json.dumps(spec | {"pre_tokenizer": None}), "<a>") == ["<a>"]
+
+
+@pytest.mark.parametrize("name", EACH_FAMILY)
+def test_ids_of_a_text_are_those_of_its_pieces(name: str) -> None:
+    model = load(name)
+    tokenizer, cut = model._tokenizer, model._cut
+    assert cut is not None
+    marks = [cut, cut[:-1], cut[1:], cut * 2, f" {cut} ", f"\n{cut}\n", *WORDS]
+    for seed in range(300):
+        random = Random(seed)
+        words = random.choices(marks, k=random.randint(1, 12))
+        text = random.choice(["", " "]).join(words)
+        head, *rest = text.split(cut)
+        pieces = [head, *[cut + piece for piece in rest]]
+        whole = tokenizer.encode(text, add_special_tokens=False)
+        assert b"".join(tokenizer.encode_pieces(pieces)) == whole, text
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 60)), max_size=200))
