@@ -120,6 +120,7 @@ class PrefixIndex:
         self._sweep_at = 0
         self._pool = Scope("pool", pool_bytes // BLOCK_BYTES) if pool_bytes is not None else None
         self._tenants: dict[str, Scope] = {}
+        self._tenants_kept = 0
         self._bounded = self._bounds != Bounds()
         self._on_cpu = False
         self._position = 0
@@ -365,7 +366,7 @@ class PrefixIndex:
         self._live ^= instance.bit
         self._groups.clear()
         for scope, count in instance.scopes.items():
-            self._count_scope(scope, -count)
+            scope.held -= count
         instance.scopes.clear()
         for tails in instance.tails:
             tails.clear()
@@ -515,9 +516,9 @@ class PrefixIndex:
                     blocks = cover.get(slot, edge.size) | (1 << edge.size) - (1 << old)
                     cover.put(slot, blocks, edge.size)
             keys = keys[room:]
-        scope = edge.scope if edge is not None else self._tenant(tenant)
+        tenant = edge.tenant if edge is not None else tenant
         while keys:
-            edge = tree.add(edge, keys[: MAX_EDGE * KEY_BYTES], scope)
+            edge = tree.add(edge, keys[: MAX_EDGE * KEY_BYTES], tenant)
             for plane in planes:
                 edge.own_plane(plane).full = bit
             keys = keys[MAX_EDGE * KEY_BYTES :]
@@ -582,7 +583,8 @@ class PrefixIndex:
             at = at.parent
         if tail is not None:
             entries[now] = tail
-            self._queued(instance, tail, now)
+            if self._bounded:
+                self._queued(instance, tail, now)
 
     def _split(self, edge: Edge, at: int) -> Edge:
         """Cut an edge before block `at`, with the stamps and queues of its holders."""
@@ -728,19 +730,16 @@ class PrefixIndex:
 
     # Bounds
 
-    def _tenant(self, name: str) -> Scope | None:
-        """The tenant's bound, where there is one."""
-        limit = self._bounds.tenant_bytes
-        if limit is None or not name:
-            return None
-        scope = self._tenants.get(name)
-        if scope is None:
-            scope = self._tenants[name] = Scope("tenant", limit // BLOCK_BYTES, name)
-        return scope
-
     def _scopes(self, edge: Edge) -> list[Scope]:
         """The bounds that an edge counts in."""
-        return [scope for scope in (edge.scope, self._pool) if scope is not None]
+        scopes = [] if self._pool is None else [self._pool]
+        limit, name = self._bounds.tenant_bytes, edge.tenant
+        if limit is not None and name:
+            scope = self._tenants.get(name)
+            if scope is None:
+                scope = self._tenants[name] = Scope("tenant", limit // BLOCK_BYTES)
+            scopes.append(scope)
+        return scopes
 
     def _count(self, instance: Instance, tier: int, edge: Edge, blocks: int) -> None:
         """The instance has so many blocks more (or fewer) of this edge."""
@@ -748,12 +747,9 @@ class PrefixIndex:
         if self._bounded:
             for scope in self._scopes(edge):
                 instance.scopes[scope] = instance.scopes.get(scope, 0) + blocks
-                self._count_scope(scope, blocks)
-
-    def _count_scope(self, scope: Scope, blocks: int) -> None:
-        scope.held += blocks
-        if not scope.held and scope.name:
-            self._tenants.pop(scope.name, None)
+                if not instance.scopes[scope]:
+                    del instance.scopes[scope]
+                scope.held += blocks
 
     def _queued(self, instance: Instance, edge: Edge, stamp: int) -> None:
         for scope in self._scopes(edge):
@@ -780,6 +776,9 @@ class PrefixIndex:
                 else:
                     excess = scope.held - scope.limit
                     self._evict_oldest(instance, tier, stamp, excess, scope.reason)
+        if len(self._tenants) > 2 * self._tenants_kept + 64:
+            self._tenants = {name: scope for name, scope in self._tenants.items() if scope.held}
+            self._tenants_kept = len(self._tenants)
         return True
 
 

@@ -135,15 +135,21 @@ class KeyTable:
         live: blocks in the tree, which is what a new table has to hold. room: blocks that there can
         be, by the instances' capacities; 0 if unknown.
         """
-        if self._waiting:
-            self._insert_batch()
-        slots = self.slots
-        if self._next is None:
-            if slots.used + self.waiting <= _FULL * slots.size:
-                return
+        if self._next is None and self.slots.used + self.waiting > _FULL * self.slots.size:
+            live += self.waiting  # they go in twice, once with their edges
             fresh = max(live / _FRESH, min(room / _FULL, live / _LEAST_FRESH))
             self._next = Slots(max(_SMALLEST, int(fresh)))
             self._cursor = 1
+        self._build(run)
+        while self._next and self.slots.used + 2 * BATCH_KEYS > self.slots.size:
+            self._build(run)  # a small table that a batch would fill
+        if self._waiting:
+            self._insert_batch()
+
+    def _build(self, run: Callable[[int, int], tuple[int, bytes, _Ids]]) -> None:
+        """One slice of the new table, if there is one; the last slice puts it into service."""
+        if self._next is None:
+            return
         self._cursor, keys, ids = run(self._cursor, REBUILD_KEYS)
         if keys:
             self._next.insert(np.frombuffer(keys, np.uint64), ids)

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from extproc.index.cover import Cover
-from extproc.index.scope import Scope
 from extproc.index.table import TAG_BITS, TAG_MASK, KeyTable
 from extproc.terms import KEY_BYTES, BlockKey
 
@@ -37,7 +36,7 @@ class Edge(Cover, gc=False, eq=False):
     stamp, stamps: position in the log of the last fact that touched it, per holder. A sole holder's
     is `stamp`; with more, `stamps` has them by slot. One for the whole edge is enough, because a
     touch that ends inside what a slot holds splits the edge.
-    scope: the tenant whose bound counts it. id: what the table of all blocks calls it, from 1.
+    tenant: whose bound counts it. id: what the table of all blocks calls it, from 1.
     """
 
     keys: bytes = b""
@@ -48,7 +47,7 @@ class Edge(Cover, gc=False, eq=False):
     stamp: int = 0
     stamps: dict[int, int] | None = None
     more: dict[int, Cover] | None = None
-    scope: Scope | None = None
+    tenant: str = ""
 
     def plane(self, plane: int) -> Cover | None:
         """The cover of a plane, None where nobody is in it."""
@@ -220,9 +219,9 @@ class Tree:
             at = keys.find(key, at + 1)
         return (edge, at // KEY_BYTES) if at >= 0 else None
 
-    def add(self, parent: Edge | None, keys: bytes, scope: Scope | None) -> Edge:
+    def add(self, parent: Edge | None, keys: bytes, tenant: str) -> Edge:
         """A new edge below `parent`, held by nobody yet."""
-        edge = Edge(keys=keys, size=len(keys) // KEY_BYTES, parent=parent, scope=scope)
+        edge = Edge(keys=keys, size=len(keys) // KEY_BYTES, parent=parent, tenant=tenant)
         self.first[keys[0]][keys[:KEY_BYTES]] = edge
         self.store.add(edge)
         self.table.add(edge.id, keys)
@@ -253,7 +252,7 @@ class Tree:
         Stamps stay with the lower part; the caller hands them out.
         """
         cut = at * KEY_BYTES
-        upper = Edge(keys=edge.keys[:cut], size=at, parent=edge.parent, kids=1, scope=edge.scope)
+        upper = Edge(keys=edge.keys[:cut], size=at, parent=edge.parent, kids=1, tenant=edge.tenant)
         size, ghosts = edge.size, self.ghosts
         on_gpu = edge.cut(at, size, ghosts)
         upper.full, upper.part = on_gpu.full, on_gpu.part

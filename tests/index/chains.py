@@ -33,9 +33,10 @@ def held(
     after: int = 0,
     tier: Tier = Tier.GPU,
     source: Source = Source.PICK,
+    tenant: str = "",
 ) -> Held:
     """The fact that the instance has the prompt's blocks from block `after` on."""
-    return Held(instance, tier, parent(prompt, after), packed(prompt, after), source)
+    return Held(instance, tier, parent(prompt, after), packed(prompt, after), source, tenant)
 
 
 def index_of(*instances: InstanceId, capacity: int | None = None) -> PrefixIndex:

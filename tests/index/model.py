@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import xxhash
 
 from extproc.index import (
+    Bounds,
     Capacity,
     Cleared,
     Dropped,
@@ -32,12 +33,17 @@ class Instance:
     touched: dict[int, int] = field(default_factory=dict)
 
 
+BLOCK_BYTES = 24
+
+
 def unpack(keys: bytes) -> list[int]:
     return [int.from_bytes(keys[b : b + 8], "little") for b in range(0, len(keys), 8)]
 
 
 class Model:
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self.bounds = bounds or Bounds()
+        self.tenants: dict[int, str] = {}
         self.instances: dict[str, Instance] = {}
         self.parents: dict[int, int] = {}
         self.now = 0
@@ -102,6 +108,8 @@ class Model:
         keys = unpack(fact.keys)
         for parent, key in zip([fact.parent, *keys], keys, strict=False):
             self.parents[key] = parent
+        if not fact.parent and keys:
+            self.tenants.setdefault(keys[0], fact.tenant)
         instance.held[fact.tier].update(keys)
         if fact.source in (Source.PICK, Source.ANSWER):
             instance.held[fact.tier].update(self.chain(fact.parent))
@@ -111,6 +119,24 @@ class Model:
             if any(key in held for held in instance.held.values()):
                 instance.touched[key] = self.now
         self.evict(instance, fact.tier)
+        if fact.tenant:
+            self.keep_bound(self.bounds.tenant_bytes, fact.tenant)
+        self.keep_bound(self.bounds.pool_bytes, None)
+
+    def keep_bound(self, limit: int | None, tenant: str | None) -> None:
+        """Across instances: the least recently touched goes first, of one touch GPU blocks."""
+        while limit is not None:
+            counted = [
+                (instance.touched[key], tier, -len(self.chain(key)), name, key)
+                for name, instance in self.instances.items()
+                for tier, held in instance.held.items()
+                for key in held
+                if tenant is None or self.tenants[self.chain(key)[0]] == tenant
+            ]
+            if len(counted) * BLOCK_BYTES <= limit:
+                return
+            _, tier, _, name, key = min(counted)
+            self.remove(self.instances[name], tier, key)
 
     def remove(self, instance: Instance, tier: Tier, key: int) -> None:
         instance.held[tier].discard(key)

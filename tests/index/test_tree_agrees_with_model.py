@@ -1,10 +1,12 @@
 """Long random histories: the tree and the model that is plain to see as right must never differ."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from extproc.index import (
+    Bounds,
     Capacity,
     Cleared,
     Dropped,
@@ -15,10 +17,13 @@ from extproc.index import (
     PrefixIndex,
     Source,
     Tier,
+    prefix,
+    table,
+    tree,
 )
 from extproc.terms import InstanceId, PackedKeys
 from tests.index.chains import held, keys, packed
-from tests.index.model import Model
+from tests.index.model import BLOCK_BYTES, Model
 
 instances = st.sampled_from([InstanceId(name) for name in "abcd"])
 tiers = st.sampled_from([Tier.GPU, Tier.GPU, Tier.CPU])
@@ -26,12 +31,18 @@ sources = st.sampled_from(Source)
 letters = st.text("xyz", min_size=1, max_size=6)
 
 
+def tenant_of(prompt: str) -> str:
+    """Some prompts are of a tenant."""
+    return {"x": "one", "y": "two"}.get(prompt[0], "")
+
+
 class Histories(RuleBasedStateMachine):
     prompts = Bundle("prompts")
+    bounds = Bounds()
 
     def __init__(self) -> None:
         super().__init__()
-        self.index, self.model = PrefixIndex(), Model()
+        self.index, self.model = PrefixIndex(self.bounds), Model(self.bounds)
         self.log: list[Fact] = []
         self.asked: set[str] = set()
 
@@ -39,6 +50,8 @@ class Histories(RuleBasedStateMachine):
         self.log.append(fact)
         self.index.apply(fact)
         self.model.apply(fact)
+        while self.index.backlog:
+            self.index.step()
 
     @rule(target=prompts, prompt=letters)
     def first_turn(self, prompt: str) -> str:
@@ -59,17 +72,18 @@ class Histories(RuleBasedStateMachine):
 
     @rule(instance=instances, prompt=prompts)
     def pick(self, instance: InstanceId, prompt: str) -> None:
-        self.tell(held(instance, prompt, self.known(instance, prompt)))
+        known = self.known(instance, prompt)
+        self.tell(held(instance, prompt, known, tenant=tenant_of(prompt)))
 
     @rule(instance=instances, prompt=prompts)
     def pick_written_in_full(self, instance: InstanceId, prompt: str) -> None:
-        self.tell(held(instance, prompt))
+        self.tell(held(instance, prompt, tenant=tenant_of(prompt)))
 
     @rule(instance=instances, prompt=prompts, after=st.integers(0, 12), tier=tiers, source=sources)
     def hold(
         self, instance: InstanceId, prompt: str, after: int, tier: Tier, source: Source
     ) -> None:
-        self.tell(held(instance, prompt, min(after, len(prompt)), tier, source))
+        self.tell(held(instance, prompt, min(after, len(prompt)), tier, source, tenant_of(prompt)))
 
     @rule(instance=instances, prompt=prompts, tier=tiers, data=st.data())
     def drop(self, instance: InstanceId, prompt: str, tier: Tier, data: st.DataObject) -> None:
@@ -139,11 +153,40 @@ class Histories(RuleBasedStateMachine):
             assert self.index.stats().blocks == len(needed)
 
     def teardown(self) -> None:
-        again = PrefixIndex()
-        for fact in self.log:
+        again = PrefixIndex(self.bounds)
+        for fact in self.log:  # without a step in between: facts queue behind bulk work
             again.apply(fact)
+        while again.step():
+            pass
         assert again.digest == self.index.digest
 
 
+class TinyHistories(Histories):
+    """The same with the smallest edges, slices and batches, and with bounds."""
+
+    bounds = Bounds(pool_bytes=20 * BLOCK_BYTES, tenant_bytes=8 * BLOCK_BYTES)
+
+    def __init__(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        for module in (prefix, tree):
+            self.patch.setattr(module, "MAX_EDGE", 3)
+        self.patch.setattr(prefix, "_SLICE", 1)
+        self.patch.setattr(prefix, "_SWEEP", 16)
+        self.patch.setattr(prefix, "_JOIN_OTHERS", 1)
+        for module in (prefix, table):
+            self.patch.setattr(module, "BATCH_KEYS", 2)
+        self.patch.setattr(table, "REBUILD_KEYS", 4)
+        self.patch.setattr(table, "_SMALLEST", 16)
+        super().__init__()
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self.patch.undo()
+
+
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestHistories.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestTinyHistories = TinyHistories.TestCase
+TestTinyHistories.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
