@@ -3,6 +3,7 @@
 Facts go in (`PrefixIndex.apply`), cached blocks per instance come out (`PrefixIndex.match`).
 """
 
+from extproc.index.dump import EdgeDump, HolderDump, IndexDump, dump, render
 from extproc.index.facts import (
     Capacity,
     Cleared,
@@ -23,13 +24,18 @@ __all__ = [
     "Cleared",
     "Depths",
     "Dropped",
+    "EdgeDump",
     "Expired",
     "Fact",
     "Held",
+    "HolderDump",
+    "IndexDump",
     "IndexStats",
     "Joined",
     "Left",
     "PrefixIndex",
     "Source",
     "Tier",
+    "dump",
+    "render",
 ]

@@ -109,7 +109,8 @@ class PrefixIndex:
     def reset(self) -> None:
         """Forget everything, instances and counters included."""
         pool_bytes = self._bounds.pool_bytes
-        self._tree = Tree()
+        self.tree = Tree()
+        """The structure, for dumps; only the index changes it."""
         self._instances: dict[InstanceId, Instance] = {}
         self._slots: list[Instance | None] = []
         self._names: list[InstanceId] = []
@@ -123,7 +124,8 @@ class PrefixIndex:
         self._tenants_kept = 0
         self._bounded = self._bounds != Bounds()
         self._on_cpu = False
-        self._position = 0
+        self.position = 0
+        """Facts folded so far."""
         self._backlog: deque[Fact] = deque()
         self._rest: Fact | None = None
         self._evicted: Counter[str] = Counter()
@@ -139,7 +141,7 @@ class PrefixIndex:
         """
         if self._on_cpu:
             return self._match_tiers(keys)
-        first = self._tree.first
+        first = self.tree.first
         alive = self._live
         total = len(keys)
         found: dict[InstanceId, Depths] = {}
@@ -193,7 +195,7 @@ class PrefixIndex:
 
     def _match_tiers(self, keys: PackedKeys) -> dict[InstanceId, Depths]:
         """`match` where some blocks are on a slower tier: the same walk for two depths at once."""
-        first = self._tree.first
+        first = self.tree.first
         on_gpu = anywhere = self._live
         gpu: dict[InstanceId, Depths] = {}
         deepest: dict[InstanceId, Depths] = {}
@@ -263,6 +265,10 @@ class PrefixIndex:
                 total += keys * xxhash.xxh3_64_intdigest(f"{plane} {name}".encode())
         return total & _DIGEST_MASK
 
+    def instances(self) -> list[Instance]:
+        """All that have joined, in that order, for dumps; only the index changes them."""
+        return list(self._instances.values())
+
     @property
     def backlog(self) -> int:
         """Facts that are not (wholly) folded yet."""
@@ -271,14 +277,14 @@ class PrefixIndex:
     def stats(self) -> IndexStats:
         """Sizes and counters. O(instances)."""
         return IndexStats(
-            blocks=self._tree.blocks,
-            edges=self._tree.edges,
+            blocks=self.tree.blocks,
+            edges=self.tree.edges,
             instances=len(self._instances),
             held=sum(sum(i.counts) for i in self._instances.values()),
             evicted=dict(self._evicted),
             refused=dict(self._refused),
             backlog=self.backlog,
-            table_bytes=self._tree.table.nbytes,
+            table_bytes=self.tree.table.nbytes,
         )
 
     # What is told
@@ -289,9 +295,9 @@ class PrefixIndex:
             self._backlog.append(fact)
             self.step()
             return
-        self._position += 1
+        self.position += 1
         self._fold(fact)
-        tree = self._tree
+        tree = self.tree
         if tree.ghosts:
             self._sweep(_SWEEP // 16)
         if tree.table.waiting >= BATCH_KEYS:
@@ -306,11 +312,11 @@ class PrefixIndex:
         if rest is not None:
             self._fold(rest)
         elif self._backlog:
-            self._position += 1
+            self.position += 1
             self._fold(self._backlog.popleft())
-        elif self._tree.ghosts:
+        elif self.tree.ghosts:
             self._sweep(_SWEEP)
-        elif not self._tree.work():
+        elif not self.tree.work():
             return False
         return True
 
@@ -329,7 +335,7 @@ class PrefixIndex:
         elif type(fact) is Capacity:
             instance.limits[fact.tier] = max(0, fact.blocks)
             limits = [limit for i in self._instances.values() for limit in i.limits if limit]
-            self._tree.room = sum(limits)
+            self.tree.room = sum(limits)
             if not self._evict(instance, fact.tier):
                 self._rest = fact
         elif type(fact) is Cleared:
@@ -371,7 +377,7 @@ class PrefixIndex:
         for tails in instance.tails:
             tails.clear()
         if any(instance.counts):
-            self._tree.ghosts |= instance.bit
+            self.tree.ghosts |= instance.bit
         else:
             self._free_slots.append(instance.slot)
 
@@ -382,7 +388,7 @@ class PrefixIndex:
 
     def _sweep(self, looks: int) -> None:
         """One slice of forgetting ghosts: a sweep over all edges, for the ghosts at its start."""
-        tree = self._tree
+        tree = self.tree
         if not self._sweeping:
             self._sweeping, self._sweep_at = tree.ghosts, 1
         ghosts, at, end = self._sweeping, self._sweep_at, tree.store.end
@@ -405,7 +411,7 @@ class PrefixIndex:
         if len(keys) % KEY_BYTES:
             self._refused["malformed"] += 1
             return
-        tree = self._tree
+        tree = self.tree
         chain = source is Source.PICK or source is Source.ANSWER
         planes = _PLANES[chain][tier]
         edge: Edge | None = None
@@ -494,7 +500,7 @@ class PrefixIndex:
     ) -> Edge:
         """New blocks after `edge`, in it where that hurts nobody, else in new edges below it."""
         slot, bit = instance.slot, instance.bit
-        tree = self._tree
+        tree = self.tree
         total, sums = key_sum(keys), instance.sums
         for plane in planes:
             sums[plane] += total
@@ -530,7 +536,7 @@ class PrefixIndex:
 
     def _touch(self, instance: Instance, edge: Edge, upto: int) -> None:
         """What the instance holds from the root to block `upto` of `edge` is the most recent."""
-        slot, bit, now = instance.slot, instance.bit, self._position
+        slot, bit, now = instance.slot, instance.bit, self.position
         if upto < edge.size and any(edge.blocks(tier, slot) >> upto for tier in Tier):
             edge = self._split(edge, upto)
         if instance.counts[Tier.CPU]:
@@ -555,8 +561,8 @@ class PrefixIndex:
                         del entries[old]
                         if self._bounded:
                             self._left_queue(instance, at, old)
-                if at.kids == 1 and below is not None and self._tree.agree(at, below):
-                    self._tree.merge(at, below)
+                if at.kids == 1 and below is not None and self.tree.agree(at, below):
+                    self.tree.merge(at, below)
                     at = below
             below = at
             at = at.parent
@@ -567,7 +573,7 @@ class PrefixIndex:
 
     def _queue_cpu(self, instance: Instance, edge: Edge) -> None:
         """`_touch` for the slower tier's order, before the stamps change."""
-        slot, now = instance.slot, self._position
+        slot, now = instance.slot, self.position
         entries = instance.tails[Tier.CPU].entries
         tail: Edge | None = None
         at: Edge | None = edge
@@ -589,7 +595,7 @@ class PrefixIndex:
     def _split(self, edge: Edge, at: int) -> Edge:
         """Cut an edge before block `at`, with the stamps and queues of its holders."""
         stamps = {slot: edge.stamp_of(slot) for slot in edge.holders()}
-        upper = self._tree.split(edge, at)
+        upper = self.tree.split(edge, at)
         for part in (upper, edge):
             holders = part.holders()
             part.stamps = None
@@ -628,7 +634,7 @@ class PrefixIndex:
             if not edge.has(slot):
                 edge.forget(slot)
         if gone >> (size - 1):  # its last block may now be nobody's
-            self._tree.prune(edge)
+            self.tree.prune(edge)
 
     def _hand_up(self, instance: Instance, tier: int, edge: Edge) -> None:
         """The instance's queue entry at an edge that it has left goes to the edge above.
@@ -710,7 +716,7 @@ class PrefixIndex:
         keys are skipped.
         """
         while at + KEY_BYTES <= len(keys):
-            place = self._tree.find(BlockKey(int.from_bytes(keys[at : at + KEY_BYTES], "little")))
+            place = self.tree.find(BlockKey(int.from_bytes(keys[at : at + KEY_BYTES], "little")))
             if place is None:
                 at += KEY_BYTES
                 continue
