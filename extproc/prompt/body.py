@@ -100,7 +100,7 @@ def _chat(fields: Body) -> Chat:
             fields,
             fields.get("reasoning_effort"),
             add_generation_prompt=fields.get("add_generation_prompt") is not False,
-            continue_final_message=fields.get("continue_final_message") is True,
+            continue_final_message=fields.get("continue_final_message") or None,
             documents=fields.get("documents"),
         ),
         settings=_settings(

@@ -1,6 +1,7 @@
 """A served model: its tokenizer and chat template together, from prompt to block keys."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from extproc.prompt.rawarray import RawArray
 from extproc.prompt.renderer import Rendering, Templates
 from extproc.prompt.template import ChatTemplate
 from extproc.prompt.tokenizer import Tokenizer
-from extproc.prompt.turns import Counts, TurnMemo
+from extproc.prompt.trials import trial_chats
+from extproc.prompt.turns import CHECKS, Counts, TurnMemo
 from extproc.prompt.types import Chain, Chat, Prompt
 from extproc.stages import Stages
-from extproc.terms import TOKEN_BYTES, BlockKey, TokenIds
+from extproc.terms import NO_BLOCK, TOKEN_BYTES, BlockKey, TokenIds
 
 _MEMO_BYTES = 256 << 20
 """Of which half is for pieces and half for turns."""
 
+
+_TRIAL_BLOCK = 16
 
 _MEDIA = "HOMING:MEDIUM"
 """Marks where the first medium is; that a client writes it too only makes its chain shorter."""
@@ -47,6 +51,7 @@ class ServedModel:
         self._turns = None
         if cut and memo_bytes and message_prefixes:
             self._turns = TurnMemo(self._pieces, cut, memo_bytes // 2)
+            self._try(self._turns)
 
     @classmethod
     def load(
@@ -161,6 +166,13 @@ class ServedModel:
                 text = self._before_media(rendering)
             node = self._pieces.extend(base, text, block_size, stages)
         return Chain(node.all_keys(), node.tokens)
+
+    def _try(self, turns: TurnMemo) -> None:
+        """Find the usual shapes of chats for which known turns may be used: some 50 ms."""
+        base = root_node(NO_BLOCK, _TRIAL_BLOCK)
+        for chat in trial_chats(CHECKS + 1):
+            with suppress(Unroutable):
+                turns.encode(Rendering(chat, self._templates), base, _TRIAL_BLOCK, Stages())
 
     def _before_media(self, rendering: Rendering) -> str:
         """The text up to the piece that has the first image, sound or video."""

@@ -30,7 +30,7 @@ from extproc.stages import Stages
 
 _log = logging.getLogger(__name__)
 
-_CHECKS = 3
+CHECKS = 3
 """Whole renderings that a shape must equal before it is used."""
 
 _SAMPLE = 64
@@ -131,7 +131,7 @@ class TurnMemo:
             start = xxh3_128_digest(b"%s%r" % (base.digest, clock) + rendering.settings())
             guess = self._guess(rendering, base, start)
             if guess is not None and (
-                self._shapes.get(guess.shape, 0) < _CHECKS or rendering.template.clock() != clock
+                self._shapes.get(guess.shape, 0) < CHECKS or rendering.template.clock() != clock
             ):
                 checked, guess = guess, None
             else:
@@ -189,10 +189,22 @@ class TurnMemo:
         return node
 
     def _guess(self, rendering: Rendering, base: Node, start: bytes) -> _Guess | None:
+        """The prompt by the latest known turn; else by the one at its question, if that may do."""
         found = self._find(rendering.chat.messages, start)
         if found is None:
             return None
         after, turn = found
+        guess = self._guess_after(rendering, base, after, turn)
+        if guess is None and 0 <= turn.question < after:
+            digest = rendering.chat.messages.all_digests()[turn.question]
+            asked = self._turns.get(start + digest)
+            if asked is not None:
+                guess = self._guess_after(rendering, base, turn.question, asked)
+        return guess
+
+    def _guess_after(
+        self, rendering: Rendering, base: Node, after: int, turn: Turn
+    ) -> _Guess | None:
         node = base if turn.node == base.digest else self._pieces.find(turn.node)
         if node is None:
             return None
@@ -205,8 +217,7 @@ class TurnMemo:
         try:
             text = rendering.part(items.values(), opens_answer=True)
         except Unroutable:
-            self._judge(shape, equal=False)
-            return None
+            text = ""
         if xxh3_64_intdigest(text[: turn.size].encode()) != turn.digest:
             self._judge(shape, equal=False)
             return None

@@ -76,23 +76,22 @@ def plain_turns(random: Random, turns: int, tools: bool) -> list[Chat]:
 )
 def test_known_turns_are_used_and_change_nothing(name: str, tools: bool) -> None:
     off, on = load(name, memo_bytes=0), load(name)
+    different = on.counts.different
     for seed in range(20):
         for chat in plain_turns(Random(seed), 8, tools):
             assert encoded(on, chat) == encoded(off, chat) != "template_failed"
     assert on.counts.used > 100
-    assert on.counts.different == 0
+    assert on.counts.different == different
 
 
-def test_known_turn_is_not_rendered_again(qwen3: ServedModel) -> None:
+def test_usual_shapes_are_tried_at_load() -> None:
+    """The very first conversation's second turn is already not rendered whole."""
     model = load("qwen3")
-    for seed in range(5):
-        for chat in plain_turns(Random(seed), 3, tools=False):
-            encoded(model, chat)
-    before = model.counts.used
-    first, second = plain_turns(Random(99), 2, tools=False)
-    encoded(model, first)
-    encoded(model, second)
-    assert model.counts.used == before + 1
+    used, checked = model.counts.used, model.counts.checked
+    assert checked > 0
+    for chat in plain_turns(Random(1), 4, tools=False):
+        encoded(model, chat)
+    assert model.counts.used == used + 3
 
 
 def test_memos_stay_within_their_bytes() -> None:
@@ -134,9 +133,11 @@ def test_sampled_turns_are_checked_off_the_path() -> None:
             encoded(model, chat)
         seed += 1
     checked = model.counts.checked
-    assert model.audit()
-    assert model.counts.checked == checked + 1
-    assert not model.audit()
+    audits = 0
+    while model.audit():
+        audits += 1
+    assert audits > 0
+    assert model.counts.checked == checked + audits
 
 
 def test_threads_share_the_memos() -> None:
