@@ -122,9 +122,12 @@ class KeyTable:
 
     def add(self, edge_id: int, keys: bytes) -> None:
         """These blocks are in that edge now. O(keys), copied."""
-        self._waiting += keys
-        self._owners.append(edge_id)
-        self._ends.append(len(self._waiting))
+        batch = BATCH_KEYS * KEY_BYTES
+        # In pieces that fit a batch: a batch larger than the free slots would never end.
+        for at in range(0, len(keys), batch):
+            self._waiting += keys[at : at + batch]
+            self._owners.append(edge_id)
+            self._ends.append(len(self._waiting))
 
     def work(
         self, run: Callable[[int, int], tuple[int, bytes, _Ids]], live: int, room: int
