@@ -78,6 +78,7 @@ class Stack:
             "admin": f"{HOST}:{admin}",
             "log": {"kind": "memory"},
             "explain": True,
+            "drain": {"delay_s": 0},  # Envoy ends at the same time
             "pools": [self._pool(common)],
             "envoy": {
                 "listen": f"{HOST}:{envoy_listen}",
