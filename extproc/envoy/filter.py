@@ -53,7 +53,6 @@ def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
                         typed_config=Any.pack(PreviousHostsPredicate()),
                     )
                 ],
-                host_selection_retry_max_attempts=5,
             ),
         ),
         failure_mode_allow=True,

@@ -1,6 +1,6 @@
 """Pickers for Envoy: Homing itself, and one that says what a test tells it to say."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -14,8 +14,8 @@ from proto_gen.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 FULL_DUPLEX = 4
 
-Reply = Callable[[ProcessingRequest], Awaitable[ProcessingResponse | None]]
-"""What to answer a message with, None for nothing. ConnectionError breaks the stream."""
+Reply = Callable[[ProcessingRequest], AsyncIterator[ProcessingResponse]]
+"""The answers to one message. ConnectionError breaks the stream."""
 
 
 @asynccontextmanager
@@ -46,11 +46,10 @@ async def scripted(reply: Reply) -> AsyncIterator[Scripted]:
         while (message := await context.read()) is not grpc.aio.EOF:
             picker.messages.append(message)
             try:
-                answer = await reply(message)
+                async for answer in reply(message):
+                    await context.write(answer)
             except ConnectionError as error:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-            if answer is not None:
-                await context.write(answer)
 
     server = grpc.aio.server()
     method = grpc.stream_stream_rpc_method_handler(
@@ -72,21 +71,20 @@ async def scripted(reply: Reply) -> AsyncIterator[Scripted]:
         await server.stop(None)
 
 
-async def carry_on(message: ProcessingRequest) -> ProcessingResponse | None:
+async def carry_on(message: ProcessingRequest) -> AsyncIterator[ProcessingResponse]:
     """Let everything pass as it is (BUFFERED)."""
     match message.WhichOneof("request"):
         case "request_headers":
-            return ProcessingResponse(request_headers={})
+            yield ProcessingResponse(request_headers={})
         case "request_body":
-            return ProcessingResponse(request_body={})
+            yield ProcessingResponse(request_body={})
         case "response_headers":
-            return ProcessingResponse(response_headers={})
+            yield ProcessingResponse(response_headers={})
         case "response_body":
-            return ProcessingResponse(response_body={})
-    return None
+            yield ProcessingResponse(response_body={})
 
 
-async def die_with_the_body(message: ProcessingRequest) -> ProcessingResponse | None:
+async def die_with_the_body(message: ProcessingRequest) -> AsyncIterator[ProcessingResponse]:
     """Break once a piece of a body is shown.
 
     Headers are answered where the mode lets Envoy wait for that before it sends the body.
@@ -94,6 +92,6 @@ async def die_with_the_body(message: ProcessingRequest) -> ProcessingResponse | 
     if message.HasField("request_body"):
         raise ConnectionError("died")
     duplex = message.protocol_config.request_body_mode == FULL_DUPLEX
-    if message.HasField("request_headers") and duplex and not message.request_headers.end_of_stream:
-        return None
-    return await carry_on(message)
+    if not duplex or message.request_headers.end_of_stream:
+        async for answer in carry_on(message):
+            yield answer

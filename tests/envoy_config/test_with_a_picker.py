@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -145,8 +146,8 @@ async def test_more_than_1024_answers_can_be_under_way(tmp_path: Path) -> None:
         ):
             await envoy.until("cluster.homing.membership_healthy", 1)
             statuses = await asyncio.gather(*(_status(http, "/held") for _ in range(count)))
-            assert await envoy.statistic("cluster.homing.upstream_rq_pending_overflow") == 0
-            assert await envoy.statistic("cluster.homing.upstream_rq_total") == count
+            for cluster in ("homing", "engines"):
+                assert await envoy.statistic(f"cluster.{cluster}.upstream_rq_pending_overflow") == 0
     await runner.cleanup()
     assert Counter(statuses) == {200: count}
 
@@ -197,11 +198,11 @@ async def test_the_picker_is_told_who_answered(tmp_path: Path) -> None:
 
 
 async def test_a_picker_can_ask_for_the_body_of_an_answer(tmp_path: Path) -> None:
-    async def watch(message: ProcessingRequest) -> ProcessingResponse | None:
-        answer = await carry_on(message)
-        if answer and answer.HasField("response_headers"):
-            answer.mode_override.response_body_mode = ProcessingMode.BUFFERED
-        return answer
+    async def watch(message: ProcessingRequest) -> AsyncIterator[ProcessingResponse]:
+        async for answer in carry_on(message):
+            if answer.HasField("response_headers"):
+                answer.mode_override.response_body_mode = ProcessingMode.BUFFERED
+            yield answer
 
     async with upstreams("a") as (engine,), scripted(watch) as picker:
         settings = config([engine.endpoint], pickers=[picker.endpoint])
@@ -212,14 +213,21 @@ async def test_a_picker_can_ask_for_the_body_of_an_answer(tmp_path: Path) -> Non
     assert json.loads(body.body)["served_by"] == "a"
 
 
-async def test_envoy_waits_for_a_slow_picker_as_long_as_configured(tmp_path: Path) -> None:
-    async def slow(message: ProcessingRequest) -> ProcessingResponse | None:
+@pytest.mark.parametrize("asks", [False, True], ids=["by configuration", "when asked"])
+async def test_envoy_waits_for_a_slow_picker(asks: bool, tmp_path: Path) -> None:
+    async def slow(message: ProcessingRequest) -> AsyncIterator[ProcessingResponse]:
         if message.HasField("request_headers"):
+            if asks:
+                yield ProcessingResponse(override_message_timeout=timedelta(seconds=9))
             await asyncio.sleep(0.5)  # more than the 0.2 s of Envoy's default
-        return await carry_on(message)
+        async for answer in carry_on(message):
+            yield answer
 
+    configured_ms = 200 if asks else 20_000
     async with upstreams("a") as (engine,), scripted(slow) as picker:
-        settings = config([engine.endpoint], pickers=[picker.endpoint], message_timeout_ms=20_000)
+        settings = config(
+            [engine.endpoint], pickers=[picker.endpoint], message_timeout_ms=configured_ms
+        )
         async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
             await envoy.until("cluster.homing.membership_healthy", 1)
             await get(envoy)
@@ -230,9 +238,10 @@ async def test_envoy_waits_for_a_slow_picker_as_long_as_configured(tmp_path: Pat
 
 
 async def test_a_picker_that_hangs_costs_its_time_out_and_no_request(tmp_path: Path) -> None:
-    async def hang(_: ProcessingRequest) -> ProcessingResponse | None:
+    async def hang(message: ProcessingRequest) -> AsyncIterator[ProcessingResponse]:
         await asyncio.Event().wait()
-        return None
+        async for answer in carry_on(message):
+            yield answer
 
     async with upstreams("a") as (engine,), scripted(hang) as picker:
         settings = config([engine.endpoint], pickers=[picker.endpoint], message_timeout_ms=200)
@@ -250,6 +259,21 @@ async def test_a_picker_that_died_a_moment_ago_is_replaced_by_another(tmp_path: 
             await asyncio.gather(*(get(envoy) for _ in range(20)))
     asked = [m for m in one.messages + other.messages if m.HasField("request_headers")]
     assert len(asked) == 20
+
+
+async def test_a_picker_that_refuses_is_replaced_by_another(tmp_path: Path) -> None:
+    async def refuse(message: ProcessingRequest) -> AsyncIterator[ProcessingResponse]:
+        if message:
+            raise ConnectionError("refused")
+        yield ProcessingResponse()
+
+    async with upstreams("a") as (engine,), scripted(refuse) as one, scripted(carry_on) as other:
+        settings = config([engine.endpoint], pickers=[one.endpoint, other.endpoint])
+        async with running_envoy(bootstrap_yaml(settings), tmp_path) as envoy:
+            await envoy.until("cluster.homing.membership_healthy", 2)
+            await asyncio.gather(*(get(envoy) for _ in range(20)))
+    assert one.messages
+    assert sum(m.HasField("request_headers") for m in other.messages) == 20
 
 
 async def get(envoy: Envoy) -> None:
