@@ -24,13 +24,14 @@ _NODE_BYTES = 500
 """About what one node takes besides its keys and ids."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Node:
     """A prompt up to the end of a piece.
 
     digest: of all pieces so far, and of the root. parent: the piece before; None for the root.
     keys: of the blocks that this piece filled. last: the key of the last full block, or the root.
     rest: the ids after the last full block. tokens: of the prompt so far.
+    whole: the keys of the prompt so far, where they are kept; nothing else ever changes.
     """
 
     digest: bytes
@@ -39,16 +40,28 @@ class Node:
     last: BlockKey
     rest: TokenIds
     tokens: int
+    whole: PackedKeys | None = None
 
     def all_keys(self) -> PackedKeys:
-        """The keys of the whole prompt so far, root first."""
+        """The keys of the whole prompt so far, root first.
+
+        They stay with the piece before the last, the one that a next turn begins with (the last
+        only opens the answer), and go from the piece of the turn before: one copy a conversation.
+        """
         parts = []
-        node: Node | None = self
-        while node is not None:
+        node = self
+        while node.parent is not None and node.whole is None:
             parts.append(node.keys)
             node = node.parent
+        parts.append(node.whole or PackedKeys(b""))
         parts.reverse()
-        return PackedKeys(b"".join(parts))
+        before = self.parent
+        if before is None or len(parts) < 2:
+            return PackedKeys(b"".join(parts))
+        before.whole = PackedKeys(b"".join(parts[:-1]))
+        if node is not before:
+            node.whole = None
+        return PackedKeys(before.whole + parts[-1])
 
 
 def root_node(root: BlockKey, block_size: int) -> Node:
@@ -136,7 +149,7 @@ class PieceMemo:
             path.append(one)
             one = one.parent
         for one in reversed(path):
-            nodes.put(one.digest, one, _NODE_BYTES + len(one.keys) + len(one.rest))
+            nodes.put(one.digest, one, _NODE_BYTES + 2 * len(one.keys) + len(one.rest))
 
 
 def _digests(digest: bytes, pieces: list[bytes]) -> list[bytes]:
