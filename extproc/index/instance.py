@@ -37,4 +37,4 @@ class Instance:
 
     def tier_of(self, stamp: int) -> Tier | None:
         """The first tier whose order has an entry with this stamp."""
-        return next((tier for tier in Tier if stamp in self.tails[tier].entries), None)
+        return next((tier for tier in Tier if stamp in self.tails[tier]), None)

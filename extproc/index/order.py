@@ -1,38 +1,64 @@
 """What was touched when: entries by stamp, the oldest at hand."""
 
 from collections import deque
+from heapq import merge
 from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 _AHEAD = 64
+_SHARDS = 31
+"""A prime, so that instances that are touched in turn use all shards."""
 
 
 class Order(Generic[T]):
-    """Stamp → entry. Stamps are added in rising order, so the dict's own order is theirs.
+    """Stamp → entry, with the oldest stamp at hand.
 
-    An entry may be replaced under its stamp and removed at any time; a removed stamp must not come
-    back. A dict skips its removed entries one by one, so the oldest stamps are read many at a time:
-    `oldest` is O(1) on average.
+    Stamps are added in rising order, so a dict's own order is theirs. An entry may be replaced
+    under its stamp and removed at any time; a removed stamp must not come back.
+
+    Entries lie in several dicts, so that none grows so large that its resizing is felt. A dict
+    skips its removed entries one by one, so the oldest stamps are read many at a time: `oldest` is
+    O(1) on average.
     """
 
-    __slots__ = ("_ahead", "entries")
+    __slots__ = ("_ahead", "_shards")
 
     def __init__(self) -> None:
-        self.entries: dict[int, T] = {}
+        self._shards: tuple[dict[int, T], ...] = tuple({} for _ in range(_SHARDS))
         self._ahead: deque[int] = deque()
+
+    def __contains__(self, stamp: int) -> bool:
+        return stamp in self._shards[stamp % _SHARDS]
+
+    def __getitem__(self, stamp: int) -> T:
+        return self._shards[stamp % _SHARDS][stamp]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._shards))
+
+    def get(self, stamp: int) -> T | None:
+        """The entry with this stamp, None if there is none."""
+        return self._shards[stamp % _SHARDS].get(stamp)
+
+    def put(self, stamp: int, entry: T) -> None:
+        """Add an entry with the newest stamp, or replace one."""
+        self._shards[stamp % _SHARDS][stamp] = entry
+
+    def drop(self, stamp: int) -> None:
+        """Remove the entry with this stamp, if there is one."""
+        self._shards[stamp % _SHARDS].pop(stamp, None)
 
     def oldest(self) -> int:
         """The oldest stamp that has an entry; 0 if there is none."""
-        entries, ahead = self.entries, self._ahead
-        while ahead and ahead[0] not in entries:
+        ahead = self._ahead
+        while ahead and ahead[0] not in self:
             ahead.popleft()
         if not ahead:
-            ahead.extend(islice(entries, _AHEAD))
+            ahead.extend(islice(merge(*self._shards), _AHEAD))
         return ahead[0] if ahead else 0
 
-    def clear(self) -> None:
-        """Forget all entries."""
-        self.entries = {}
-        self._ahead.clear()
+    def shards(self) -> tuple[dict[int, T], ...]:
+        """The dicts that this is made of: who has no more use for it frees them one by one."""
+        return self._shards

@@ -119,6 +119,7 @@ class PrefixIndex:
         self._groups: dict[int, tuple[InstanceId, ...]] = {}
         self._sweeping = 0
         self._sweep_at = 0
+        self._rubbish: list[dict[int, Edge]] = []
         self._pool = Scope("pool", pool_bytes // BLOCK_BYTES) if pool_bytes is not None else None
         self._tenants: dict[str, Scope] = {}
         self._tenants_kept = 0
@@ -298,7 +299,9 @@ class PrefixIndex:
         self.position += 1
         self._fold(fact)
         tree = self.tree
-        if tree.ghosts:
+        if self._rubbish:
+            self._rubbish.pop()
+        elif tree.ghosts:
             self._sweep(_SWEEP // 16)
         if tree.table.waiting >= BATCH_KEYS:
             tree.work()
@@ -314,6 +317,8 @@ class PrefixIndex:
         elif self._backlog:
             self.position += 1
             self._fold(self._backlog.popleft())
+        elif self._rubbish:
+            self._rubbish.pop()
         elif self.tree.ghosts:
             self._sweep(_SWEEP)
         elif not self.tree.work():
@@ -375,7 +380,8 @@ class PrefixIndex:
             scope.held -= count
         instance.scopes.clear()
         for tails in instance.tails:
-            tails.clear()
+            self._rubbish += [shard for shard in tails.shards() if len(shard) > _SWEEP]
+        instance.tails = []
         if any(instance.counts):
             self.tree.ghosts |= instance.bit
         else:
@@ -541,13 +547,13 @@ class PrefixIndex:
             edge = self._split(edge, upto)
         if instance.counts[Tier.CPU]:
             self._queue_cpu(instance, edge)
-        entries = instance.tails[Tier.GPU].entries
+        tails = instance.tails[Tier.GPU]
         tail: Edge | None = None
         below: Edge | None = None
         at: Edge | None = edge
         while at is not None:
             on_gpu = at.full & bit or (at.part is not None and slot in at.part)
-            if on_gpu or (at.more is not None and at.has(slot)):
+            if on_gpu or (at.slow is not None and at.has(slot)):
                 stamps = at.stamps
                 if stamps is None:
                     old, at.stamp = at.stamp, now
@@ -557,8 +563,8 @@ class PrefixIndex:
                 if on_gpu:
                     if tail is None:
                         tail = at
-                    if entries.get(old) is at:
-                        del entries[old]
+                    if tails.get(old) is at:
+                        tails.drop(old)
                         if self._bounded:
                             self._left_queue(instance, at, old)
                 if at.kids == 1 and below is not None and self.tree.agree(at, below):
@@ -567,14 +573,14 @@ class PrefixIndex:
             below = at
             at = at.parent
         if tail is not None:
-            entries[now] = tail
+            tails.put(now, tail)
             if self._bounded:
                 self._queued(instance, tail, now)
 
     def _queue_cpu(self, instance: Instance, edge: Edge) -> None:
         """`_touch` for the slower tier's order, before the stamps change."""
         slot, now = instance.slot, self.position
-        entries = instance.tails[Tier.CPU].entries
+        tails = instance.tails[Tier.CPU]
         tail: Edge | None = None
         at: Edge | None = edge
         while at is not None:
@@ -583,12 +589,12 @@ class PrefixIndex:
                 if tail is None:
                     tail = at
                 old = at.stamp_of(slot)
-                if entries.get(old) is at:
-                    del entries[old]
+                if tails.get(old) is at:
+                    tails.drop(old)
                     self._left_queue(instance, at, old)
             at = at.parent
         if tail is not None:
-            entries[now] = tail
+            tails.put(now, tail)
             if self._bounded:
                 self._queued(instance, tail, now)
 
@@ -608,8 +614,8 @@ class PrefixIndex:
             if instance is None:
                 continue
             for tier, tails in enumerate(instance.tails):
-                if tails.entries.get(stamps[slot]) is edge and not edge.blocks(tier, slot):
-                    tails.entries[stamps[slot]] = upper
+                if tails.get(stamps[slot]) is edge and not edge.blocks(tier, slot):
+                    tails.put(stamps[slot], upper)
         return upper
 
     # Blocks that go
@@ -643,8 +649,8 @@ class PrefixIndex:
         """
         slot = instance.slot
         stamp = edge.stamp_of(slot)
-        entries = instance.tails[tier].entries
-        if entries.get(stamp) is not edge:
+        tails = instance.tails[tier]
+        if tails.get(stamp) is not edge:
             return
         above = edge.parent
         while above is not None:
@@ -653,9 +659,9 @@ class PrefixIndex:
                 break
             above = above.parent
         if above is not None and above.stamp_of(slot) == stamp:
-            entries[stamp] = above
+            tails.put(stamp, above)
         else:
-            del entries[stamp]
+            tails.drop(stamp)
             self._left_queue(instance, edge, stamp)
 
     def _evict(self, instance: Instance, tier: Tier) -> bool:
@@ -675,7 +681,7 @@ class PrefixIndex:
         self, instance: Instance, tier: int, stamp: int, most: int, reason: str
     ) -> None:
         """Drop the deepest blocks, at most so many, at the queue's entry of this stamp."""
-        edge = instance.tails[tier].entries[stamp]
+        edge = instance.tails[tier][stamp]
         blocks = edge.blocks(tier, instance.slot)
         count = blocks.bit_count()
         if count > most:
@@ -759,12 +765,12 @@ class PrefixIndex:
 
     def _queued(self, instance: Instance, edge: Edge, stamp: int) -> None:
         for scope in self._scopes(edge):
-            scope.order.entries[stamp] = instance.slot
+            scope.order.put(stamp, instance.slot)
 
     def _left_queue(self, instance: Instance, edge: Edge, stamp: int) -> None:
         if instance.tier_of(stamp) is None:
             for scope in self._scopes(edge):
-                scope.order.entries.pop(stamp, None)
+                scope.order.drop(stamp)
 
     def _keep_bounds(self, tenant: str) -> bool:
         """Drop what was touched longest ago, whoever holds it; False: a slice is not enough."""
@@ -775,10 +781,10 @@ class PrefixIndex:
                     return False
                 steps -= 1
                 stamp = scope.order.oldest()
-                instance = self._slots[scope.order.entries[stamp]]
+                instance = self._slots[scope.order[stamp]]
                 tier = instance.tier_of(stamp) if instance is not None else None
                 if instance is None or tier is None:  # who was touched then has gone
-                    del scope.order.entries[stamp]
+                    scope.order.drop(stamp)
                 else:
                     excess = scope.held - scope.limit
                     self._evict_oldest(instance, tier, stamp, excess, scope.reason)

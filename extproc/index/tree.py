@@ -11,7 +11,6 @@ and arrays. A collection takes the same time however large the tree is. The tabl
 """
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +31,8 @@ _CHUNK = 4096
 class Edge(Cover, gc=False, eq=False):
     """A run of blocks without a branch; as a `Cover` it is its own plane HELD_GPU.
 
-    keys: packed, root first. kids: edges below. more: the other planes that anybody is in.
+    keys: packed, root first. kids: edges below. sure: plane SURE_GPU. slow: the planes
+    of the slower tier that anybody is in.
     stamp, stamps: position in the log of the last fact that touched it, per holder. A sole holder's
     is `stamp`; with more, `stamps` has them by slot. One for the whole edge is enough, because a
     touch that ends inside what a slot holds splits the edge.
@@ -46,24 +46,27 @@ class Edge(Cover, gc=False, eq=False):
     id: int = 0
     stamp: int = 0
     stamps: dict[int, int] | None = None
-    more: dict[int, Cover] | None = None
+    sure: Cover | None = None
+    slow: dict[int, Cover] | None = None
     tenant: str = ""
 
     def plane(self, plane: int) -> Cover | None:
         """The cover of a plane, None where nobody is in it."""
         if plane == HELD_GPU:
             return self
-        return self.more.get(plane) if self.more is not None else None
+        if plane == SURE_GPU:
+            return self.sure
+        return self.slow.get(plane) if self.slow is not None else None
 
     def own_plane(self, plane: int) -> Cover:
         """The cover of a plane, made if it is not there."""
-        if plane == HELD_GPU:
-            return self
-        if self.more is None:
-            self.more = {}
-        cover = self.more.get(plane)
+        cover = self.plane(plane)
         if cover is None:
-            cover = self.more[plane] = Cover()
+            cover = Cover()
+            if plane == SURE_GPU:
+                self.sure = cover
+            else:
+                self.slow = {**(self.slow or {}), plane: cover}
         return cover
 
     def blocks(self, plane: int, slot: int) -> int:
@@ -119,18 +122,14 @@ class Edge(Cover, gc=False, eq=False):
 
     def tidy(self) -> None:
         """Forget planes that nobody is in any more."""
-        if self.more is not None:
-            for plane in [p for p, cover in self.more.items() if cover.empty]:
-                del self.more[plane]
-            if not self.more:
-                self.more = None
+        if self.sure is not None and self.sure.empty:
+            self.sure = None
+        if self.slow is not None:
+            self.slow = {p: c for p, c in self.slow.items() if not c.empty} or None
 
     def covers(self) -> list[Cover]:
         """The covers of all planes."""
-        return [self, *(self.more.values() if self.more is not None else ())]
-
-
-_E = TypeVar("_E")
+        return [cover for plane in range(4) if (cover := self.plane(plane)) is not None]
 
 
 class Store:
@@ -238,8 +237,10 @@ class Tree:
         """
         if edge.full != bit or planes[0] != HELD_GPU:
             edge.grow(edge.size, bit if HELD_GPU in planes else 0)
-        if edge.more is not None:
-            for plane, cover in edge.more.items():
+        if edge.sure is not None:
+            edge.sure.grow(edge.size, bit if SURE_GPU in planes else 0)
+        if edge.slow is not None:
+            for plane, cover in edge.slow.items():
                 cover.grow(edge.size, bit if plane in planes else 0)
         edge.keys += keys
         edge.size += len(keys) // KEY_BYTES
@@ -256,10 +257,12 @@ class Tree:
         size, ghosts = edge.size, self.ghosts
         on_gpu = edge.cut(at, size, ghosts)
         upper.full, upper.part = on_gpu.full, on_gpu.part
-        if edge.more is not None:
-            upper.more = {p: c.cut(at, size, ghosts) for p, c in edge.more.items()}
-            upper.tidy()
-            edge.tidy()
+        if edge.sure is not None:
+            upper.sure = edge.sure.cut(at, size, ghosts)
+        if edge.slow is not None:
+            upper.slow = {p: cover.cut(at, size, ghosts) for p, cover in edge.slow.items()}
+        upper.tidy()
+        edge.tidy()
         edge.keys = edge.keys[cut:]
         edge.size = size - at
         edge.parent = upper
@@ -274,17 +277,16 @@ class Tree:
         """Whether an edge and its parent have the same holders, who touched them together."""
         if upper.full != edge.full or upper.size + edge.size > MAX_EDGE:
             return False
-        if upper.part is not None or edge.part is not None:
-            return False
         if upper.stamp != edge.stamp if upper.stamps is None else upper.stamps != edge.stamps:
             return False
-        mine, other = upper.more, edge.more
-        if mine is None or other is None:
-            return mine is other
-        return mine.keys() == other.keys() and all(
-            cover.full == other[plane].full and cover.part is None and other[plane].part is None
-            for plane, cover in mine.items()
-        )
+        for plane in range(4):
+            mine, other = upper.plane(plane), edge.plane(plane)
+            if mine is None or other is None:
+                if mine is not other:
+                    return False
+            elif mine.full != other.full or mine.part is not None or other.part is not None:
+                return False
+        return True
 
     def merge(self, upper: Edge, edge: Edge) -> None:
         """`edge` takes over `upper`, its parent, whose only kid it is and whose holders agree."""
@@ -299,7 +301,7 @@ class Tree:
 
     def exorcise(self, edge: Edge, ghosts: int) -> bool:
         """Let an edge forget these slots; whether it named any. The edge may be gone afterwards."""
-        if not edge.full & ghosts and edge.part is None and edge.more is None:
+        if not edge.full & ghosts and edge.part is None and edge.slow is None:
             return False
         found = [slot for slot in edge.holders() if ghosts >> slot & 1]
         if not found:

@@ -83,4 +83,4 @@ def test_the_queue_of_touches_does_not_grow_with_the_history() -> None:
     for _ in range(5000):
         index.apply(held(A, "abcdef"))
     (instance,) = index._instances.values()
-    assert len(instance.tails[Tier.GPU].entries) == 1
+    assert len(instance.tails[Tier.GPU]) == 1
