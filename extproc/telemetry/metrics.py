@@ -78,7 +78,8 @@ class Metrics:
         )
         self.released = Counter(
             "homing_released",
-            "Requests let go without a pick while their body came in (deadline, held_bytes).",
+            "Requests let go without a pick while their body came in (hold_timeout, "
+            "max_held_bytes, drain).",
             ["reason"],
             registry=registry,
         )
