@@ -126,7 +126,7 @@ def measure(quick: bool, with_peers: bool) -> dict[str, Any]:
     stores = {name: once(name, "turns", *turns) for name in subjects if name != "gorgo"}
     staggered = {name: once(name, "staggered", 64, queries) for name in subjects}
     short = {
-        blocks: once("homing", "edges", 2_000 if quick else 20_000, blocks) for blocks in (20, 100)
+        blocks: once("homing", "edges", 2_000 if quick else 50_000, blocks) for blocks in (20, 100)
     }
     bulk = once("homing", "bulk", *((20_000, 40_000) if quick else (500_000, 1_000_000)))
 
@@ -153,11 +153,13 @@ def measure(quick: bool, with_peers: bool) -> dict[str, Any]:
             "us_p50"
         ]
     large = scales.get("10m_", million)["homing"]
-    figures["bytes_per_block"] = short[100]["bytes"]
-    figures["bytes_per_block_exact"] = short[100]["bytes_exact"]
-    figures["bytes_per_block_edges_of_20"] = short[20]["bytes"]
-    figures["bytes_per_block_exact_edges_of_20"] = short[20]["bytes_exact"]
-    figures["bytes_per_block_edges_of_1000_exact"] = large["store_bytes_per_pair"]
+    main_run = million["homing"]
+    table = main_run["store_table_bytes_per_pair"]
+    figures["bytes_per_block"] = main_run["store_bytes_per_pair"] - table
+    figures["bytes_per_block_exact"] = main_run["store_bytes_per_pair"]
+    for blocks, result in short.items():
+        figures[f"bytes_per_block_edges_of_{blocks}"] = result["bytes"]
+        figures[f"bytes_per_block_exact_edges_of_{blocks}"] = result["bytes_exact"]
     figures["slice_ms_max"] = max(bulk["slice_ms"], bulk["fill_ms"], bulk["clear_ms"])
     figures["collection_ms_max"] = max(bulk["collection_ms"], bulk["full_collection_ms"])
     figures["collection_ms_of_an_empty_process"] = bulk["empty_collection_ms"]

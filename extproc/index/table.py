@@ -72,6 +72,7 @@ class Slots:
         places = (((keys >> _HALF) * np.uint64(self.size)) >> _HALF).astype(np.int64)
         entries = ids << np.uint32(TAG_BITS) | (keys & np.uint64(TAG_MASK)).astype(np.uint32)
         self.used += len(keys)
+        assert self.used < self.size, "a full table would be searched for ever"
         while True:
             here = places + (self._windows[places] != 0).argmin(axis=1)
             # Several may want one slot: the last one's token stays in it.
@@ -121,13 +122,10 @@ class KeyTable:
         return self.slots.nbytes + (self._next.nbytes if self._next else 0) + len(self._waiting)
 
     def add(self, edge_id: int, keys: bytes) -> None:
-        """These blocks are in that edge now. O(keys), copied."""
-        batch = BATCH_KEYS * KEY_BYTES
-        # In pieces that fit a batch: a batch larger than the free slots would never end.
-        for at in range(0, len(keys), batch):
-            self._waiting += keys[at : at + batch]
-            self._owners.append(edge_id)
-            self._ends.append(len(self._waiting))
+        """These blocks, at most a batch, are in that edge now. O(keys), copied."""
+        self._waiting += keys
+        self._owners.append(edge_id)
+        self._ends.append(len(self._waiting))
 
     def work(
         self, run: Callable[[int, int], tuple[int, bytes, _Ids]], live: int, room: int
@@ -138,8 +136,10 @@ class KeyTable:
         live: blocks in the tree, which is what a new table has to hold. room: blocks that there can
         be, by the instances' capacities; 0 if unknown.
         """
+        live += self.waiting  # they go in twice, once with their edges
+        if self._next is not None and live > _FULL * self._next.size:
+            self._next = None  # more has come than it was made for
         if self._next is None and self.slots.used + self.waiting > _FULL * self.slots.size:
-            live += self.waiting  # they go in twice, once with their edges
             fresh = max(live / _FRESH, min(room / _FULL, live / _LEAST_FRESH))
             self._next = Slots(max(_SMALLEST, int(fresh)))
             self._cursor = 1

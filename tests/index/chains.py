@@ -1,5 +1,7 @@
 """Chained block keys for tests: a prompt is a string, a letter a block."""
 
+from functools import lru_cache
+
 import xxhash
 
 from extproc.index import Capacity, Held, Joined, PrefixIndex, Source, Tier
@@ -8,15 +10,17 @@ from extproc.terms import NO_BLOCK, BlockKey, InstanceId, PackedKeys
 A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
 
 
-def keys(prompt: str) -> list[BlockKey]:
+@lru_cache(maxsize=4096)
+def keys(prompt: str) -> tuple[BlockKey, ...]:
     """A block key per letter, each seeded with the one before."""
     chain, key = [], 0
     for letter in prompt:
         key = xxhash.xxh3_64_intdigest(letter.encode(), seed=key)
         chain.append(BlockKey(key))
-    return chain
+    return tuple(chain)
 
 
+@lru_cache(maxsize=4096)
 def packed(prompt: str, after: int = 0) -> PackedKeys:
     """The keys of the prompt's blocks from block `after` on."""
     return PackedKeys(b"".join(key.to_bytes(8, "little") for key in keys(prompt)[after:]))
