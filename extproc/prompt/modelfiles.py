@@ -36,6 +36,11 @@ def read_templates(
     }
 
 
+def is_gpt_oss(directory: Path) -> bool:
+    """Whether vLLM renders the model's chats with harmony (renderers/online_renderer.py)."""
+    return _read_object(directory / "config.json").get("model_type") == "gpt_oss"
+
+
 def _read_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())

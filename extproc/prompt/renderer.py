@@ -32,7 +32,10 @@ class Templates:
 
     def __init__(self, named: Mapping[str, ChatTemplate]) -> None:
         self._named = dict(named)
-        self.merges_system = any(_refuses_inline_system(each.source) for each in named.values())
+        # Without a template vLLM expects the system message first too.
+        self.merges_system = not named or any(
+            _refuses_inline_system(each.source) for each in named.values()
+        )
         self.disabled_effort = self._disabled_effort()
 
     def choose(self, has_tools: bool) -> ChatTemplate:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from extproc.errors import ConfigError, Unroutable
 from extproc.prompt.blocks import block_keys
-from extproc.prompt.modelfiles import read_templates
+from extproc.prompt.harmony import Harmony
+from extproc.prompt.modelfiles import is_gpt_oss, read_templates
 from extproc.prompt.pieces import PieceMemo, root_node, safe_cuts
 from extproc.prompt.rawarray import RawArray
 from extproc.prompt.renderer import Rendering, Templates
@@ -42,8 +43,10 @@ class ServedModel:
         templates: Mapping[str, ChatTemplate],
         memo_bytes: int = _MEMO_BYTES,
         message_prefixes: bool = True,
+        harmony: Harmony | None = None,
     ) -> None:
         self.name = name
+        self._harmony = harmony
         self._tokenizer = tokenizer
         self._templates = Templates(templates)
         cut = self._cut = _best_cut(tokenizer, self._templates)
@@ -66,8 +69,8 @@ class ServedModel:
     ) -> "ServedModel":
         """Read the model's files; blocks for about a second.
 
-        tokenizer: a directory with tokenizer.json, and beside it tokenizer_config.json and
-            chat_template.jinja where there are any.
+        tokenizer: a directory with tokenizer.json, and beside it tokenizer_config.json,
+            chat_template.jinja and config.json where there are any.
         chat_template: a file that takes the place of the model's own.
         memo_bytes: the bound of what is remembered of prompts; 0 remembers nothing.
         message_prefixes: whether a known turn may spare its rendering (see turns.py).
@@ -78,12 +81,19 @@ class ServedModel:
         if not tokenizer.is_dir():
             raise ConfigError(f"{tokenizer}: not a directory")
         templates = read_templates(tokenizer, chat_template, now)
+        harmony = None
+        if is_gpt_oss(tokenizer):
+            try:
+                harmony = Harmony(now)
+            except ImportError:
+                raise ConfigError(f"{tokenizer}: gpt-oss needs homing[harmony]") from None
         return cls(
             name,
             Tokenizer(tokenizer / "tokenizer.json"),
             templates,
             memo_bytes,
             message_prefixes,
+            harmony,
         )
 
     @property
@@ -104,6 +114,8 @@ class ServedModel:
         """The ids of each prompt of the request, as the engine computes them, without memos."""
         content = prompt.content
         if isinstance(content, Chat):
+            if self._harmony:
+                return (self._harmony.encode(content, self._templates.merges_system),)
             return (self._tokenizer.encode(self.render(content), content.add_special_tokens),)
         return tuple(
             self._tokenizer.encode(item, content.add_special_tokens)
@@ -123,7 +135,7 @@ class ServedModel:
         there: what comes after depends on the engine's multi-modal processor.
         """
         content = prompt.content
-        if isinstance(content, Chat) and not content.add_special_tokens:
+        if isinstance(content, Chat) and not (content.add_special_tokens or self._harmony):
             return (self._encode_chat(content, root, block_size, stages),)
         with stages.stage("tokenize"):
             prompts = self.token_ids(prompt)

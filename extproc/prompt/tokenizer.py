@@ -75,7 +75,10 @@ class Tokenizer:
             return self._encode(texts, add_special_tokens)
         except UnicodeEncodeError:
             raise Unroutable("lone_surrogate") from None
-        except Exception as error:  # what the libraries raise is not specified
+        except BaseException as error:
+            # What the libraries raise is not specified, and a panic in Rust is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise Unroutable("tokenizer_failed", type(error).__name__) from None
 
 

@@ -134,7 +134,8 @@ def test_deep_values_inside_messages_give_a_chain_or_a_reason(
                 '[{"id": "c", "function": {"name": "f", "arguments": ARGUMENTS}}]}]}'
             ),
             "parameters": (
-                '{"messages": [], "tools": [{"function": {"name": "f", "parameters": {"a": DEEP}}}]}'
+                '{"messages": [], "tools": '
+                '[{"function": {"name": "f", "parameters": {"a": DEEP}}}]}'
             ),
             "text": '{"messages": [{"role": "user", "content": [{"type": "text", "x": DEEP}]}]}',
         }[place]

@@ -1,0 +1,226 @@
+"""gpt-oss: chats are rendered by OpenAI's harmony library to token ids, not by a Jinja template.
+
+As vLLM 0.32.0 does it (openai/parser/harmony_utils.py) for chat completions and Anthropic messages;
+needs the extra `homing[harmony]`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from typing import Any
+
+from extproc.errors import Unroutable
+from extproc.prompt.dialects import inline_system_texts, leading_messages, to_chat, tools_of
+from extproc.prompt.ids import pack_ids
+from extproc.prompt.normalise import normalise_tools
+from extproc.prompt.types import Chat, Dialect, Json
+from extproc.terms import TokenIds
+
+_EFFORTS = ("low", "medium", "high")
+
+
+class Harmony:
+    """Chats of a gpt-oss model → ids. Thread-safe. Raises ImportError without the extra.
+
+    now: the engine's clock; the date is part of every prompt.
+    """
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        import openai_harmony
+
+        self._lib = openai_harmony
+        self._now = now
+        self._encoding = openai_harmony.load_harmony_encoding(
+            openai_harmony.HarmonyEncodingName.HARMONY_GPT_OSS
+        )
+        self._config = openai_harmony.RenderConversationConfig(auto_drop_analysis=False)
+        self._start, self._channel, self._constrain, self._message = (
+            self._encoding.encode(token, allowed_special="all")[0]
+            for token in ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>")
+        )
+
+    def encode(self, chat: Chat, merges_system: bool) -> TokenIds:
+        """The ids of a chat's prompt. Raises Unroutable where vLLM refuses it too.
+
+        merges_system: whether Anthropic's inline system messages move to the front.
+        """
+        if chat.dialect is Dialect.RESPONSES:
+            raise Unroutable("harmony_responses")
+        items = chat.messages.decoded()
+        messages = [*leading_messages(chat), *to_chat(chat.dialect, items, merges_system)]
+        if chat.dialect is Dialect.ANTHROPIC and merges_system:
+            messages = _with_system_first(messages, inline_system_texts(items))
+        try:
+            return pack_ids(self._ids(messages, chat))
+        except Unroutable:
+            raise
+        except Exception as error:  # the library's own types refuse what they cannot hold
+            raise Unroutable("harmony_failed", type(error).__name__) from None
+
+    def _ids(self, messages: list[Json], chat: Chat) -> list[int]:
+        instructions = None
+        if messages and messages[0].get("role") in ("system", "developer"):
+            instructions, messages = _flat(messages[0].get("content")), messages[1:]
+        effort = chat.options.get("reasoning_effort")
+        if effort == "none" and chat.dialect is Dialect.ANTHROPIC:
+            effort = "low"  # harmony refuses "none", so vLLM disables thinking by "low"
+        tools = normalise_tools(tools_of(chat))
+        rendered = [self._system(effort)]
+        if instructions or tools:
+            rendered.append(self._developer(instructions, tools))
+        names = {
+            call.get("id"): call["function"].get("name")
+            for message in messages
+            for call in message.get("tool_calls") or ()
+        }
+        rendered += chain.from_iterable(self._messages(message, names) for message in messages)
+        conversation = self._lib.Conversation.from_messages(_without_old_analysis(rendered))
+        ids = self._encoding.render_conversation_for_completion(
+            conversation, self._lib.Role.ASSISTANT, config=self._config
+        )
+        return self._with_plain_headers(list(ids))
+
+    def _system(self, effort: str | None) -> Any:
+        content = self._lib.SystemContent.new()
+        if effort is not None:
+            if effort not in _EFFORTS:
+                raise Unroutable("reasoning_effort_unknown")
+            content = content.with_reasoning_effort(self._lib.ReasoningEffort[effort.upper()])
+        content = content.with_conversation_start_date(self._now().strftime("%Y-%m-%d"))
+        return self._lib.Message.from_role_and_content(self._lib.Role.SYSTEM, content)
+
+    def _developer(
+        self, instructions: str | None, tools: Sequence[Mapping[str, Json]] | None = None
+    ) -> Any:
+        content = self._lib.DeveloperContent.new()
+        if instructions is not None:
+            content = content.with_instructions(instructions)
+        if tools:
+            content = content.with_function_tools(
+                [
+                    self._lib.ToolDescription.new(
+                        name=tool["function"]["name"],
+                        description=tool["function"]["description"] or "",
+                        parameters=tool["function"]["parameters"],
+                    )
+                    for tool in tools
+                ]
+            )
+        return self._lib.Message.from_role_and_content(self._lib.Role.DEVELOPER, content)
+
+    def _messages(self, message: Mapping[str, Json], names: Mapping[str, str]) -> list[Any]:
+        """`parse_chat_input_to_harmony_message`: one chat message is one or several of harmony."""
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise Unroutable("message_without_role")
+        if role == "assistant":
+            return self._assistant(message)
+        if role == "tool":
+            author = f"functions.{names.get(message.get('tool_call_id', ''), '')}"
+            answer = self._lib.Message.from_author_and_content(
+                self._lib.Author.new(self._lib.Role.TOOL, author), _flat(content) or ""
+            )
+            return [answer.with_channel("commentary").with_recipient("assistant")]
+        if role in ("system", "developer"):
+            instructions = _flat(content)
+            return [] if instructions is None else [self._developer(instructions)]
+        return [self._lib.Message.from_role_and_contents(role, self._texts(content))]
+
+    def _assistant(self, message: Mapping[str, Json]) -> list[Any]:
+        reasoning = message.get("reasoning")
+        if reasoning is None:
+            reasoning = message.get("reasoning_content")
+        thought = [self._said(reasoning, "analysis")] if reasoning else []
+        calls = message.get("tool_calls")
+        if not calls:
+            texts = self._texts(message.get("content"))
+            if not (texts and texts[0].text):
+                return thought
+            said = self._lib.Message.from_role_and_contents(self._lib.Role.ASSISTANT, texts)
+            return [*thought, said.with_channel("final")]
+        content = _flat(message.get("content"))
+        said = [self._said(content, "commentary")] if content else []
+        return said + thought + [self._call(call["function"]) for call in calls]
+
+    def _said(self, text: str, channel: str) -> Any:
+        message = self._lib.Message.from_role_and_content(self._lib.Role.ASSISTANT, text)
+        return message.with_channel(channel)
+
+    def _call(self, function: Mapping[str, Json]) -> Any:
+        call = self._said(function.get("arguments") or "", "commentary")
+        return call.with_recipient(f"functions.{function.get('name', '')}").with_content_type(
+            "json"
+        )
+
+    def _texts(self, content: Json) -> list[Any]:
+        parts = (
+            [{"text": content or ""}] if content is None or isinstance(content, str) else content
+        )
+        return [self._lib.TextContent(text=part.get("text", "")) for part in parts]
+
+    def _with_plain_headers(self, ids: list[int]) -> list[int]:
+        """Headers of calls as gpt-oss knows them (`_use_legacy_tool_call_headers`).
+
+        The library writes `assistant`, channel, `commentary to=x `, constrain, `json`; vLLM makes
+        that `assistant to=x`, channel, `commentary json`.
+        """
+        result: list[int] = []
+        at = 0
+        while at < len(ids):
+            header = self._call_header(ids, at) if ids[at] == self._start else None
+            if header is None:
+                result.append(ids[at])
+                at += 1
+            else:
+                plain, at = header
+                result += plain
+        return result
+
+    def _call_header(self, ids: list[int], at: int) -> tuple[list[int], int] | None:
+        """The plain form of the call's header that begins at `at`, and where it ends."""
+        try:
+            end = ids.index(self._message, at)
+            channel = ids.index(self._channel, at, end)
+            constrain = ids.index(self._constrain, channel, end)
+        except ValueError:
+            return None
+        decode, encode = self._encoding.decode, self._encoding.encode
+        author = decode(ids[at + 1 : channel])
+        name, to, recipient = decode(ids[channel + 1 : constrain]).partition(" to=")
+        kind = decode(ids[constrain + 1 : end])
+        if author != "assistant" or not (to and name and kind) or recipient.strip() == "":
+            return None
+        if not recipient.endswith(" "):
+            return None
+        plain = [self._start, *encode(f"assistant to={recipient[:-1]}"), self._channel]
+        return [*plain, *encode(f"{name} {kind}"), self._message], end + 1
+
+
+def _flat(content: Json) -> str | None:
+    """The texts of a content in one; None where it has none (`flatten_input_text_content`)."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = [item if isinstance(item, str) else item.get("text") for item in content]
+    texts = [text for text in texts if text is not None]
+    return "".join(texts) if texts else None
+
+
+def _without_old_analysis(messages: list[Any]) -> list[Any]:
+    """Reasoning is dropped before the last final answer (`auto_drop_analysis_messages`)."""
+    finals = (i for i, message in enumerate(messages) if message.channel == "final")
+    last = max(finals, default=-1)
+    return [
+        message for i, message in enumerate(messages) if i >= last or message.channel != "analysis"
+    ]
+
+
+def _with_system_first(messages: list[Json], texts: Iterable[str]) -> list[Json]:
+    text = "".join(texts)
+    if not text:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        first = {"role": "system", "content": messages[0]["content"] + text}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
