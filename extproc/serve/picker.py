@@ -144,13 +144,14 @@ class Picker:
         self, pool: Pool, encoded: Encoded | None, ranking: Ranking, reason: str, stages: Stages
     ) -> None:
         metrics = self._metrics
-        metrics.picks.labels(pool.name, ranking.why if encoded else "load", reason).inc()
+        metrics.pick(pool.name, ranking.why if encoded else "load", reason).inc()
         if encoded:
-            metrics.prompt_tokens.labels(pool.name).inc(encoded.tokens)
-            metrics.predicted_cached_tokens.labels(pool.name).inc(ranking.best.cached_tokens)
-            metrics.prompt_size.labels(pool.name).observe(encoded.tokens)
+            tokens, cached, size = metrics.prompt(pool.name)
+            tokens.inc(encoded.tokens)
+            cached.inc(ranking.best.cached_tokens)
+            size.observe(encoded.tokens)
         for name, start, end in stages.spans:
-            metrics.stage_seconds.labels(name).observe((end - start) / 1e9)
+            metrics.stage(name).observe((end - start) / 1e9)
 
     def _trace(
         self,
