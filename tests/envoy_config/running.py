@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +32,16 @@ def refusal(bootstrap: str, folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Envoy:
-    """A running Envoy. port: where it accepts clients."""
+    """A running Envoy. ports: where it accepts clients, by the listener's name."""
 
-    port: int
+    ports: Mapping[str, int]
     admin: str
+
+    @property
+    def port(self) -> int:
+        """Of the only listener."""
+        (port,) = self.ports.values()
+        return port
 
     @property
     def url(self) -> str:
@@ -60,7 +66,7 @@ class Envoy:
 
 @asynccontextmanager
 async def running_envoy(bootstrap: str, folder: Path) -> AsyncIterator[Envoy]:
-    """Run Envoy until the block ends. The bootstrap has listener and admin on port 0."""
+    """Run Envoy until the block ends. The bootstrap has listeners and admin on port 0."""
     file, admin_file = folder / "envoy.yaml", folder / "admin"
     file.write_text(bootstrap)
     with (folder / "envoy.log").open("wb") as log:
@@ -75,13 +81,13 @@ async def running_envoy(bootstrap: str, folder: Path) -> AsyncIterator[Envoy]:
             assert process.returncode is None, (folder / "envoy.log").read_text()
             await asyncio.sleep(0.02)
         admin = f"http://{admin_file.read_text()}"
-        yield Envoy(await _listener_port(admin), admin)
+        yield Envoy(await _listener_ports(admin), admin)
     finally:
         process.terminate()
         await process.wait()
 
 
-async def _listener_port(admin: str) -> int:
+async def _listener_ports(admin: str) -> dict[str, int]:
     async with aiohttp.ClientSession(admin) as session:
         while True:
             async with session.get("/ready") as answer:
@@ -90,9 +96,10 @@ async def _listener_port(admin: str) -> int:
             await asyncio.sleep(0.02)
         async with session.get("/listeners", params={"format": "json"}) as answer:
             listeners = json.loads(await answer.text())
-    (listener,) = listeners["listener_statuses"]
-    port: int = listener["local_address"]["socket_address"]["port_value"]
-    return port
+    return {
+        one["name"]: one["local_address"]["socket_address"]["port_value"]
+        for one in listeners["listener_statuses"]
+    }
 
 
 @dataclass(slots=True)
