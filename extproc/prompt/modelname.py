@@ -23,9 +23,14 @@ more, so that what is cut off here is none of them."""
 
 _QUOTE, _BACKSLASH = b'"', b"\\"
 
+_STRING = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
+_STRING_REST = re.compile(_STRING, re.DOTALL)
 _TOKEN = re.compile(rb'["{}\[\],:]')
-_DEEP_TOKEN = re.compile(rb'["{}\[\]]')
-"""Deeper than names are, only strings and brackets matter."""
+_DEEP_TOKEN = re.compile(rb'[^"{}\[\]]*+(?:"%s"[^"{}\[\]]*+)*+["{}\[\]]' % _STRING, re.DOTALL)
+"""Deeper than names are, only brackets matter, and a string that goes on in the next chunk."""
+
+_MOST_BRACKETS: Final = 500_000
+"""In a request: half a second of work. A body of 32 MiB can be brackets alone."""
 
 _LINE = re.compile(rb"[^\r\n]+|\r\n?|\n")
 _DATA: Final = b"data:"
@@ -109,16 +114,17 @@ class NameScanner:
                 if self._in is _In.KEY:
                     self._key = _unescaped(self._key[:-1])
                 self._in, at = _In.NONE, stop
-            pattern = _TOKEN if self._depth == self._named else _DEEP_TOKEN
-            found = pattern.search(data, at)
+            deep = self._depth != self._named
+            found = _DEEP_TOKEN.match(data, at) if deep else _TOKEN.search(data, at)
             if found is None:
                 return spans
             at = found.end()
-            opens = found[0] == _QUOTE
+            token = data[at - 1 : at]
+            opens = token == _QUOTE
             if opens:
                 self._in = self._string_kind()
             else:
-                self._structure(found[0])
+                self._structure(token)
 
     def _string_kind(self) -> _In:
         if self._depth != self._named or self._next is _Next.NEITHER:
@@ -152,19 +158,16 @@ class NameScanner:
 
     def _string_end(self, data: bytes, at: int) -> int | None:
         """Just behind the quote that ends the string; None where it goes on in the next chunk."""
-        while True:
-            quote = data.find(_QUOTE, at)
-            before = data[at:] if quote < 0 else data[at:quote]
-            slashes = len(before) - len(before.rstrip(_BACKSLASH))
-            if slashes == len(before):
-                slashes += self._escaped
-            self._escaped = slashes % 2 == 1
-            if quote < 0:
-                return None
-            at = quote + 1
-            if not self._escaped:
-                return at
+        if self._escaped and at < len(data):
             self._escaped = False
+            at += 1
+        at = _STRING_REST.match(data, at).end()  # type: ignore[union-attr]
+        if at == len(data):
+            return None
+        if data[at : at + 1] == _QUOTE:
+            return at + 1
+        self._escaped = True
+        return None
 
 
 def _unescaped(key: bytes) -> bytes:
@@ -195,8 +198,10 @@ class FoundModel:
 def find_model(body: bytes) -> FoundModel | None:
     """The model of a JSON body; of several the last, as engines read it.
 
-    None where it has none that is a string.
+    None where it has none that is a string, or more brackets than any prompt.
     """
+    if body.count(b"[") + body.count(b"{") > _MOST_BRACKETS:
+        return None
     spans = NameScanner().feed(body)
     if not spans or not spans[-1].closes:
         return None

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.prompt import answer_renamer, find_model
@@ -98,6 +98,14 @@ def test_any_bytes_are_looked_through(body: bytes) -> None:
         assert body[found.start : found.start + 1] == body[found.stop - 1 : found.stop] == b'"'
 
 
+def test_a_body_of_brackets_alone_is_not_looked_through() -> None:
+    def body(brackets: int) -> bytes:
+        return b'{"x":[' + b"[]," * (brackets - 2) + b'0],"model":"a"}'
+
+    assert find_model(body(500_000))
+    assert find_model(body(500_001)) is None
+
+
 # --- answers ---
 
 
@@ -132,6 +140,7 @@ def restored(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+@settings(deadline=None, max_examples=60)
 @given(OBJECTS, SPELLINGS)
 def test_an_answer_names_the_alias_at_every_chunking(
     value: dict[str, Any], spelling: dict[str, Any]
@@ -143,6 +152,7 @@ def test_an_answer_names_the_alias_at_every_chunking(
         assert renamed(JSON, chunks) == whole
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(OBJECTS, max_size=3),
     st.sampled_from(["\n", "\r\n", "\r"]),
