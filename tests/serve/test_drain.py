@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from extproc.config import Drain
+from extproc.config import Config, Drain, Limits
 from extproc.serve import App
 from extproc.serve.server import EXT_PROC, READINESS
 from proto_gen.ext_proc_pb2 import ProcessingResponse
@@ -30,14 +30,18 @@ def times(delay_s: float = 0, timeout_s: float = MINUTES) -> dict[str, float]:
     return {"delay_s": delay_s, "timeout_s": timeout_s}
 
 
+def settings(**changed: float) -> Config:
+    limits = Limits(pick_timeout_ms=20_000, hold_timeout_ms=MINUTES * 1000)
+    return config(drain=Drain(**times(**changed)), limits=limits)
+
+
 @asynccontextmanager
 async def drained(
     **changed: float,
 ) -> AsyncIterator[tuple[App, grpc.aio.Channel, Callable[[], None]]]:
     """A Homing in this process, and what begins its drain, which ends with the block."""
-    settings = config(drain=Drain(**times(**changed)))
     begun: list[asyncio.Task[None]] = []
-    async with serving(settings) as (app, channel):
+    async with serving(settings(**changed)) as (app, channel):
 
         def begin() -> None:
             begun.append(asyncio.create_task(app.drain(asyncio.Event())))
@@ -140,7 +144,7 @@ async def test_a_body_that_still_comes_when_time_is_up_ends_with_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A clean close would send half of it on, and call it whole."""
-    async with serving(config(drain=Drain(**times(timeout_s=0.1)))) as (app, channel):
+    async with serving(settings(timeout_s=0.1)) as (app, channel):
         held = await half_a_body(app, channel)
         draining = asyncio.create_task(app.drain(asyncio.Event()))
         await held.read()
@@ -185,16 +189,19 @@ async def test_a_pick_under_way_is_finished_and_its_body_with_it() -> None:
 
 
 async def test_who_watches_the_health_hears_of_the_drain_and_does_not_hold_it_up() -> None:
-    async with drained() as (_, channel, begin):
+    async with serving(settings()) as (app, channel):
         request = health_pb2.HealthCheckRequest(service=EXT_PROC)
         watch = health_pb2_grpc.HealthStub(channel).Watch(request)
         assert (await watch.read()).status == SERVING
-        begin()
+        draining = asyncio.create_task(app.drain(asyncio.Event()))
         assert (await watch.read()).status == NOT_SERVING
+        async with asyncio.timeout(60):
+            await draining
+            await app.stop()
 
 
 async def test_a_homing_that_was_never_ready_waits_for_no_proxy_to_notice() -> None:
-    app = App(config(drain=Drain(delay_s=MINUTES, timeout_s=MINUTES)))
+    app = App(settings(delay_s=MINUTES))
     await app._server.start()
     await app.drain(asyncio.Event())
     await app.stop()
