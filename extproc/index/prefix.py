@@ -22,7 +22,6 @@ from extproc.index.facts import (
 from extproc.index.instance import TIERS, Instance
 from extproc.index.keys import common_prefix, key_sum, reverse, same_keys
 from extproc.index.scope import Scope
-from extproc.index.table import BATCH_KEYS
 from extproc.index.tree import HELD_CPU, MAX_EDGE, Edge, Tree
 from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, InstanceId, PackedKeys
 
@@ -303,7 +302,7 @@ class PrefixIndex:
             self._rubbish.pop()
         elif tree.ghosts:
             self._sweep(_SWEEP // 16)
-        if tree.table.waiting >= BATCH_KEYS:
+        if tree.table.waiting >= tree.table.due:
             tree.work()
 
     def step(self) -> bool:

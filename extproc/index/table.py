@@ -16,6 +16,7 @@ beside the old table, a slice at a time: no call takes longer than a millisecond
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from mmap import MADV_DONTNEED, mmap
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +26,19 @@ from extproc.terms import KEY_BYTES
 BATCH_KEYS = 2048
 """Keys that are put into the table together."""
 
-REBUILD_KEYS = 4 * BATCH_KEYS
-"""Keys that go into a new table per batch into the old one, so that it is ready in time."""
+BUILD_SLICES = 5
+"""Slices of a new table, a batch each, for every batch into the old one: it is ready in time."""
 
 _SMALLEST = 4096
-_FULL = 0.70
+_FULL = 0.68
 """Share of used slots at which a new table is begun."""
 _FRESH = 0.35
 """Share of used slots that a new table starts with, where it is not known how many will come."""
 _LEAST_FRESH = 0.15
 """The same where the instances' capacities say that many more will come."""
+
+_PIECE_BYTES = 1 << 19
+"""Memory that one slice asks the system for, or gives back."""
 
 TAG_BITS = 6
 """Bits of the key in a slot: of 64 keys that are looked at in vain, one costs a search."""
@@ -60,7 +64,9 @@ class Slots:
     def __init__(self, size: int) -> None:
         self.size = size
         self.used = 0
-        self._slots: _Ids = np.zeros(size + _WINDOW, np.uint32)
+        self._memory = mmap(-1, (size + _WINDOW) * 4)
+        self._at = 0
+        self._slots: _Ids = np.frombuffer(self._memory, np.uint32)
         self._slots[size:] = _NEVER_FREE
         self._windows = np.lib.stride_tricks.sliding_window_view(self._slots, _WINDOW)
         self.view = memoryview(self._slots)  # type: ignore[arg-type]
@@ -88,6 +94,22 @@ class Slots:
             places[~free[lost]] += _WINDOW
             places[places >= self.size] = 0
 
+    def prepare(self) -> bool:
+        """Have the system provide a piece of the memory; whether all of it is there.
+
+        Left to the first keys that go into the table, all over it, that is one long pause.
+        """
+        stop = self._at + _PIECE_BYTES // 4
+        self._slots[self._at : min(stop, self.size)] = 0
+        self._at = stop
+        return stop >= self.size
+
+    def release(self) -> bool:
+        """Give a piece of the memory back; whether all of it is. The table must not be used."""
+        self._at = max(0, self._at - _PIECE_BYTES // 4)
+        self._memory.madvise(MADV_DONTNEED, self._at * 4)
+        return not self._at
+
     @property
     def nbytes(self) -> int:
         """Bytes of the slots."""
@@ -105,6 +127,9 @@ class KeyTable:
         self._ends: list[int] = []
         self._next: Slots | None = None
         self._cursor = 0
+        self._old: Slots | None = None
+        self.due = BATCH_KEYS
+        """Waiting keys at which it is time for a slice of work."""
 
     @property
     def waiting(self) -> int:
@@ -113,8 +138,8 @@ class KeyTable:
 
     @property
     def rebuilding(self) -> bool:
-        """Whether a new table is being built."""
-        return self._next is not None
+        """Whether a new table is being built or an old one taken down."""
+        return self._next is not None or self._old is not None
 
     @property
     def nbytes(self) -> int:
@@ -130,7 +155,7 @@ class KeyTable:
     def work(
         self, run: Callable[[int, int], tuple[int, bytes, _Ids]], live: int, room: int
     ) -> None:
-        """One slice: a batch of waiting keys, and the same four times for a table being built.
+        """One slice: a batch of waiting keys, or else a piece of a table being built or taken down.
 
         run: (from id, keys wanted) → (next id, keys, an id per key); next id 0 at the end.
         live: blocks in the tree, which is what a new table has to hold. room: blocks that there can
@@ -142,22 +167,32 @@ class KeyTable:
         if self._next is None and self.slots.used + self.waiting > _FULL * self.slots.size:
             fresh = max(live / _FRESH, min(room / _FULL, live / _LEAST_FRESH))
             self._next = Slots(max(_SMALLEST, int(fresh)))
-            self._cursor = 1
-        self._build(run)
+            self._cursor = 0
         while self._next and self.slots.used + 2 * BATCH_KEYS > self.slots.size:
             self._build(run)  # a small table that a batch would fill
-        if self._waiting:
+        if self._waiting and (self.waiting >= BATCH_KEYS or not self.rebuilding):
             self._insert_batch()
+        elif self._old is not None:
+            if self._old.release():
+                self._old = None
+        else:
+            self._build(run)
+        self.due = BATCH_KEYS
+        if self.rebuilding:
+            self.due = min(BATCH_KEYS, self.waiting + BATCH_KEYS // (BUILD_SLICES + 1))
 
     def _build(self, run: Callable[[int, int], tuple[int, bytes, _Ids]]) -> None:
         """One slice of the new table, if there is one; the last slice puts it into service."""
         if self._next is None:
             return
-        self._cursor, keys, ids = run(self._cursor, REBUILD_KEYS)
+        if not self._cursor:
+            self._cursor = 1 if self._next.prepare() else 0
+            return
+        self._cursor, keys, ids = run(self._cursor, BATCH_KEYS)
         if keys:
             self._next.insert(np.frombuffer(keys, np.uint64), ids)
         if not self._cursor:
-            self.slots, self._next = self._next, None
+            self._old, self.slots, self._next = self.slots, self._next, None
 
     def _insert_batch(self) -> None:
         owners, ends = self._owners, self._ends
@@ -169,7 +204,7 @@ class KeyTable:
         lengths = np.diff([0, *ends[:count]]).astype(np.int64) // KEY_BYTES
         ids = np.repeat(np.array(owners[:count], np.uint32), lengths)
         self.slots.insert(keys, ids)
-        if self._next is not None:
+        if self._next is not None and self._cursor:
             self._next.insert(keys, ids)
         del self._waiting[:cut]
         self._owners = owners[count:]

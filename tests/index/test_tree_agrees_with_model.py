@@ -173,9 +173,7 @@ class TinyHistories(Histories):
         self.patch.setattr(prefix, "_SLICE", 1)
         self.patch.setattr(prefix, "_SWEEP", 16)
         self.patch.setattr(prefix, "_JOIN_OTHERS", 1)
-        for module in (prefix, table):
-            self.patch.setattr(module, "BATCH_KEYS", 2)
-        self.patch.setattr(table, "REBUILD_KEYS", 4)
+        self.patch.setattr(table, "BATCH_KEYS", 4)
         self.patch.setattr(table, "_SMALLEST", 16)
         super().__init__()
 
