@@ -1,9 +1,9 @@
 """What goes into a `Stream` and what comes out: plain data, no protobuf, no sockets."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from extproc.terms import Endpoint
 
@@ -39,6 +39,17 @@ class Request:
     pool: str | None = None
 
 
+class BodyRewriter(Protocol):
+    """Changes a body that passes in chunks."""
+
+    @property
+    def midway(self) -> bool:
+        """Whether the next chunk must not go on as it is: it may begin inside what is replaced."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What the next chunk becomes; never raises."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pick:
     """The answer to `Ask`: endpoints in order of preference, at least one.
@@ -48,6 +59,8 @@ class Pick:
     metadata: further dynamic metadata under `envoy.lb` (scores).
     answer_headers: response headers to set (how the request was placed).
     watch_answer: whether the response body is wanted.
+    rewrite_answer: what changes the body of a successful answer, given its headers; None to leave
+        it. Called only where the proxy shows that body.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -56,6 +69,7 @@ class Pick:
     metadata: Mapping[str, str] = field(default_factory=dict)
     answer_headers: Mapping[str, str] = field(default_factory=dict)
     watch_answer: bool = False
+    rewrite_answer: Callable[[Mapping[str, str]], BodyRewriter | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +85,19 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """A third answer to `Ask`: an ImmediateResponse 200 with this JSON, in an engine's stead.
+
+    name: what it is, in a word, for the proxy's log.
+    """
+
+    name: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
-    """The shell must answer with `Stream.picked` or `Stream.refused` (or `Stream.pass_on`)."""
+    """The shell must answer with `Stream.picked`, `refused`, `replied` or `pass_on`."""
 
     request: Request
 

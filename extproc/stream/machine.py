@@ -8,10 +8,12 @@ from extproc.stream.events import (
     Answered,
     Ask,
     BodyMode,
+    BodyRewriter,
     Command,
     Finish,
     Pick,
     Refusal,
+    Reply,
     Request,
     Send,
 )
@@ -24,6 +26,7 @@ from extproc.stream.messages import (
     build_picked,
     build_refused,
     build_replaced,
+    build_reply,
     build_streamed,
     control_headers,
     ends,
@@ -105,6 +108,7 @@ class Stream:
     """
 
     __slots__ = (
+        "_announced",
         "_answer",
         "_begun",
         "_bound",
@@ -115,6 +119,7 @@ class Stream:
         "_pool",
         "_remove",
         "_request",
+        "_rewriter",
         "_settings",
         "_subset",
         "_watching",
@@ -136,6 +141,9 @@ class Stream:
         self._whole = False
         self._pick: Pick | None = None
         self._watching = False
+        self._rewriter: BodyRewriter | None = None
+        self._announced = False
+        """Whether the answer's headers announce the size of its body."""
 
     def _settle(self, request: BodyMode, answer: BodyMode, early: bool) -> None:
         """The modes are known. early: in STREAMED the body does not wait for any answer."""
@@ -177,7 +185,8 @@ class Stream:
         The request is placed, and of the answer was seen all that was to be read.
         """
         answer = self._answer
-        seen = answer.state is State.DONE if self._watching else answer.state is not State.IDLE
+        reading = self._watching or self._rewriter is not None
+        seen = answer.state is State.DONE if reading else answer.state is not State.IDLE
         placed = self._request.state in (State.PASSING, State.DONE, State.CLOSED)
         return placed and seen and self.can_leave
 
@@ -185,9 +194,11 @@ class Stream:
     def can_leave(self) -> bool:
         """Whether a clean close now loses nothing: the proxy goes on alone, if need be unpicked.
 
-        It would lose what is held, and in FULL_DUPLEX_STREAMED whatever of a body is under way.
+        It would lose what is held, and in FULL_DUPLEX_STREAMED whatever of a body is under way. An
+        answer that is rewritten then ends as the engine sends it.
         """
-        return not self._held and not any(
+        midway = self._rewriter is not None and self._rewriter.midway
+        return not (self._held or midway) and not any(
             side.wire in DUPLEX and side.state not in (State.DONE, State.CLOSED)
             for side in (self._request, self._answer)
         )
@@ -332,12 +343,19 @@ class Stream:
 
     def refused(self, refusal: Refusal) -> list[Command]:
         """Answers `Ask`: the client gets an error instead, unless an answer is under way to it."""
+        return self._answer_client(build_refused(refusal))
+
+    def replied(self, reply: Reply) -> list[Command]:
+        """Answers `Ask`: the client has its answer, unless an engine's is under way to it."""
+        return self._answer_client(build_reply(reply))
+
+    def _answer_client(self, message: bytes) -> list[Command]:
         if self._request.state not in (State.ASKING, State.ENDED):
             return []
         if self._answer.state is not State.IDLE:
             return self._release(None)
         self._close()
-        return [Send(build_refused(refusal))]
+        return [Send(message)]
 
     def pass_on(self) -> list[Command]:
         """Answers `Ask`: the proxy chooses."""
@@ -368,7 +386,7 @@ class Stream:
                 remove = self._remove if part is Part.REQUEST_HEADERS else ()
                 answer = build_picked(part, pick, remove, body, streamed)
             elif is_body and body is not None and not duplex:
-                answer = build_replaced(body)
+                answer = build_replaced(part, body)
             else:
                 answer = self._unpicked(part, data, flags)
             if is_body and body is not None:
@@ -407,7 +425,11 @@ class Stream:
         status = _status(headers)
         served = read_served(message)
         # What an engine says of a failure tells nothing about its cache.
-        self._watching = self._watching and 200 <= status < 300
+        good = 200 <= status < 300
+        self._watching = self._watching and good
+        if good and not end:
+            self._rewriter = self._choose_rewriter(headers)
+        self._announced = "content-length" in headers
         override = None
         if self._may_override and not end:
             wanted = self._wanted(headers)
@@ -419,14 +441,25 @@ class Stream:
         if self._settings.conformance and served is not None:
             ours[CONFORMANCE_SERVED] = served
         part = Part.RESPONSE_HEADERS
-        if ours or override is not None:
-            answer = build_headers(part, headers=ours, override=override)
+        # Whoever does not wait for the body cannot know how long it will be.
+        resized = self._rewriter is not None and side.mode is not Mode.BUFFERED
+        remove = ("content-length",) if resized and self._announced else ()
+        if ours or remove or override is not None:
+            answer = build_headers(part, headers=ours, remove=remove, override=override)
         else:
             answer = CONTINUE[part]
         return [Send(answer), Answered(status, headers, served)]
 
+    def _choose_rewriter(self, headers: dict[str, str]) -> BodyRewriter | None:
+        """None, too, where the proxy will not show the body."""
+        choose = self._pick.rewrite_answer if self._pick is not None else None
+        shown = self._may_override or self._answer.wire is not BodyMode.NONE
+        return choose(headers) if choose is not None and shown else None
+
     def _wanted(self, headers: dict[str, str]) -> BodyMode:
-        """The cheapest way to see as much of the answer's body as will be read."""
+        """The cheapest way to see as much of the answer's body as will be read, or changed."""
+        if self._rewriter is not None:
+            return BodyMode.STREAMED
         if not self._watching:
             return BodyMode.NONE
         if headers.get("content-type", "").lower().startswith("text/event-stream"):
@@ -445,14 +478,27 @@ class Stream:
         if step is None:
             return self._unexpected(part)
         _, side.state = step
-        duplex = side.wire in DUPLEX
-        commands: list[Command] = [
-            Send(build_streamed(part, data, flags) if duplex else CONTINUE[part])
-        ]
+        became = self._rewritten(data, event)
+        if side.wire in DUPLEX:
+            answer = build_streamed(part, became, flags)
+        elif became == data:
+            answer = CONTINUE[part]
+        else:
+            announced = self._announced and side.mode is Mode.BUFFERED
+            answer = build_replaced(part, became, announced)
+        commands: list[Command] = [Send(answer)]
         if self._watching:
             last = event is Event.BODY_END or side.mode is Mode.BUFFERED
             commands.append(AnswerBody(data, last))
         return commands
+
+    def _rewritten(self, data: bytes, event: Event) -> bytes:
+        if self._rewriter is None:
+            return data
+        became = self._rewriter.feed(data)
+        # The rest of a body that was cut is never shown.
+        cut = self._answer.mode is Mode.PARTIAL and event is not Event.BODY_END
+        return data if cut and self._rewriter.midway else became
 
     def _answer_trailers(self) -> list[Command]:
         side = self._answer

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Value
 
-from extproc.stream.events import BodyMode, Pick, Refusal
+from extproc.stream.events import BodyMode, Pick, Refusal, Reply
 from extproc.stream.headers import (
     CONTROL_HEADERS,
     DESTINATION,
@@ -297,14 +297,20 @@ def build_headers(
     return response.SerializeToString()
 
 
-def build_replaced(data: bytes) -> bytes:
-    """The answer to a request chunk that puts other data in its place."""
+def build_replaced(part: Part, data: bytes, announced: bool = False) -> bytes:
+    """The answer to a chunk that puts other data in its place.
+
+    part: REQUEST_BODY or RESPONSE_BODY. announced: whether `content-length` tells its size, where
+        the chunk is the whole body and the headers have not gone on.
+    """
     response = ProcessingResponse()
-    mutation = response.request_body.response.body_mutation
+    common = _common(response, part)
+    if announced:
+        _set(common.header_mutation, "content-length", str(len(data)))
     if data:
-        mutation.body = data
+        common.body_mutation.body = data
     else:
-        mutation.clear_body = True
+        common.body_mutation.clear_body = True
     return response.SerializeToString()
 
 
@@ -330,12 +336,25 @@ def build_refused(refusal: Refusal) -> bytes:
     return response.SerializeToString()
 
 
+def build_reply(reply: Reply) -> bytes:
+    """The ImmediateResponse with the JSON of a reply."""
+    response = ProcessingResponse()
+    immediate = response.immediate_response
+    immediate.status.code = 200  # type: ignore[assignment]
+    immediate.body = reply.body
+    immediate.details = f"homing_{reply.name}"
+    _set(immediate.headers, "content-type", "application/json")
+    return response.SerializeToString()
+
+
 def _common(response: ProcessingResponse, part: Part) -> CommonResponse:
     match part:
         case Part.REQUEST_HEADERS:
             common = response.request_headers.response
         case Part.RESPONSE_HEADERS:
             common = response.response_headers.response
+        case Part.RESPONSE_BODY:
+            common = response.response_body.response
         case _:
             common = response.request_body.response
     common.SetInParent()

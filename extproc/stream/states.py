@@ -32,10 +32,10 @@ waits: every part is answered at once.
 The sides are tied in four places:
 
 - What a side's table does not have ends the stream, both sides of it.
-- So does a refusal, because it is an answer to the client.
-- Once response headers were shown a refusal would cut the answer that is under way, so the
-  request is released without a pick instead.
-- Whether the answer's body is watched comes with the request's pick.
+- So does a refusal or a reply, because it is an answer to the client.
+- Once response headers were shown either would cut the answer that is under way, so the request
+  is released without a pick instead.
+- Whether the answer's body is watched or rewritten comes with the request's pick.
 """
 
 from collections.abc import Mapping

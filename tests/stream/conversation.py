@@ -22,21 +22,24 @@ files.
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
+from extproc.prompt import answer_renamer
 from extproc.stream import (
     AnswerBody,
     Answered,
     Ask,
     BodyMode,
+    BodyRewriter,
     Command,
     Finish,
     Pick,
     Refusal,
+    Reply,
     Send,
     Stream,
     StreamSettings,
@@ -272,6 +275,7 @@ def _say(stream: Stream, words: _Words) -> list[Command]:
                 metadata=named("metadata:"),
                 answer_headers=named("answer:"),
                 watch_answer=watch,
+                rewrite_answer=_renaming(options["rename"]) if "rename" in options else None,
             )
             return stream.picked(pick)
         case "refuse":
@@ -286,11 +290,18 @@ def _say(stream: Stream, words: _Words) -> list[Command]:
                     int(retry) if retry else None,
                 )
             )
+        case "reply":
+            name, body = plain
+            return stream.replied(Reply(name, body.encode()))
         case "pass_on":
             return stream.pass_on()
         case _:
             assert verb == "deadline", verb
             return stream.deadline()
+
+
+def _renaming(name: str) -> Callable[[Mapping[str, str]], BodyRewriter | None]:
+    return lambda headers: answer_renamer(headers["content-type"], name)
 
 
 # --- what comes of it, as lines ---
