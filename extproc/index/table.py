@@ -122,6 +122,8 @@ class KeyTable:
     def __init__(self) -> None:
         self.slots = Slots(_SMALLEST)
         """The table that answers."""
+        self.waiting = 0
+        """Keys that are not in the table yet."""
         self._waiting = bytearray()
         self._owners: list[int] = []
         self._ends: list[int] = []
@@ -130,11 +132,6 @@ class KeyTable:
         self._old: Slots | None = None
         self.due = BATCH_KEYS
         """Waiting keys at which it is time for a slice of work."""
-
-    @property
-    def waiting(self) -> int:
-        """Keys that are not in the table yet."""
-        return len(self._waiting) // KEY_BYTES
 
     @property
     def rebuilding(self) -> bool:
@@ -149,6 +146,7 @@ class KeyTable:
     def add(self, edge_id: int, keys: bytes) -> None:
         """These blocks, at most a batch, are in that edge now. O(keys), copied."""
         self._waiting += keys
+        self.waiting += len(keys) // KEY_BYTES
         self._owners.append(edge_id)
         self._ends.append(len(self._waiting))
 
@@ -170,7 +168,7 @@ class KeyTable:
             self._cursor = 0
         while self._next and self.slots.used + 2 * BATCH_KEYS > self.slots.size:
             self._build(run)  # a small table that a batch would fill
-        if self._waiting and (self.waiting >= BATCH_KEYS or not self.rebuilding):
+        if self.waiting and (self.waiting >= BATCH_KEYS or not self.rebuilding):
             self._insert_batch()
         elif self._old is not None:
             if self._old.release():
@@ -196,9 +194,7 @@ class KeyTable:
 
     def _insert_batch(self) -> None:
         owners, ends = self._owners, self._ends
-        count = 0
-        while count < len(ends) and (not count or ends[count] <= BATCH_KEYS * KEY_BYTES):
-            count += 1
+        count = max(1, bisect_right(ends, BATCH_KEYS * KEY_BYTES))
         cut = ends[count - 1]
         keys = np.frombuffer(bytes(self._waiting[:cut]), np.uint64)
         lengths = np.diff([0, *ends[:count]]).astype(np.int64) // KEY_BYTES
@@ -207,6 +203,7 @@ class KeyTable:
         if self._next is not None and self._cursor:
             self._next.insert(keys, ids)
         del self._waiting[:cut]
+        self.waiting -= cut // KEY_BYTES
         self._owners = owners[count:]
         self._ends = [end - cut for end in ends[count:]]
 
