@@ -85,6 +85,10 @@ class Model(Section):
     aliases: tuple[ModelName, ...] = ()
     """Further names of the same model."""
 
+    rewrite_aliases: bool = False
+    """Whether a request that gives an alias is forwarded with `name` in its place, for engines that
+    know no aliases; the answer gives the alias again where its body is shown (docs/rewrite.md)."""
+
     tokenizer: FilePath
     """Folder with the model's `tokenizer.json` and `tokenizer_config.json`, as the engine uses
     them."""
@@ -309,6 +313,10 @@ class Config(Section):
     explain: bool = False
     """Adds `x-homing-why` to every answer: how the request was placed and what was known of it."""
 
+    scores: bool = False
+    """Adds metadata `envoy.lb` / `x-gateway-destination-endpoint-scores` to every pick, for access
+    logs: each endpoint with its predicted cost in seconds, best first."""
+
     conformance: bool = False
     """Lets clients choose the endpoint by the header `test-epp-endpoint-selection`, and tells them
     who answered: what a conformance suite needs, and no production does."""
@@ -319,6 +327,10 @@ class Config(Section):
     pool_header: str | None = None
     """Request header that names the pool, for a gateway that sets it and removes a client's own.
     Metadata `homing: {pool: NAME}` of the request or its route goes before it, the model after."""
+
+    models_endpoint: bool = False
+    """Answers `GET /v1/models` with the models and aliases of all pools; else an engine does, which
+    knows its own."""
 
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The engines, by the models that they serve."""

@@ -32,6 +32,8 @@ _DEEP_TOKEN = re.compile(rb'[^"{}\[\]]*+(?:"%s"[^"{}\[\]]*+)*+["{}\[\]]' % _STRI
 _MOST_BRACKETS: Final = 500_000
 """In a request: half a second of work. A body of 32 MiB can be brackets alone."""
 
+_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")
+
 _LINE = re.compile(rb"[^\r\n]+|\r\n?|\n")
 _DATA: Final = b"data:"
 _OTHER: Final = b"-"
@@ -198,8 +200,11 @@ class FoundModel:
 def find_model(body: bytes) -> FoundModel | None:
     """The model of a JSON body; of several the last, as engines read it.
 
-    None where it has none that is a string, or more brackets than any prompt.
+    None where it is no JSON object, has no model that is a string, or more brackets than any
+    prompt.
     """
+    if not _OBJECT.match(body):
+        return None
     if body.count(b"[") + body.count(b"{") > _MOST_BRACKETS:
         return None
     spans = NameScanner().feed(body)

@@ -56,6 +56,8 @@ class App:
             metrics=self.metrics,
             tracer=self._tracer,
             explain=settings.explain,
+            scores=settings.scores,
+            models_endpoint=settings.models_endpoint,
             conformance=settings.conformance,
         )
         self.processor = Processor(

@@ -2,7 +2,8 @@
 
     body ─▶ parse ─▶ render ─▶ tokenize ─▶ hash ─▶ match ─▶ choose
 
-Whatever breaks on the way, the request is still routed: by load, counted, logged once.
+Whatever breaks on the way, the request is still routed: by load, counted, logged once. What stands
+beside the line: an alias is replaced before it, and the list of models needs none of it.
 """
 
 import itertools
@@ -17,12 +18,15 @@ from extproc.index import Depths
 from extproc.routing import Ranking, Turn
 from extproc.serve.conformance import chosen
 from extproc.serve.encoder import Encoded, Encoder
+from extproc.serve.listing import asks_for_models, list_models
 from extproc.serve.placed import Placed
 from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
+from extproc.serve.rename import Renamed, Renamer
 from extproc.serve.subset import eligible
 from extproc.stages import Stages
-from extproc.stream import Pick, Refusal, Request
+from extproc.stream import Pick, Refusal, Reply, Request
+from extproc.stream.headers import SCORES
 from extproc.telemetry import LogOnce, Metrics, Tracer
 from extproc.terms import InstanceId
 
@@ -47,6 +51,8 @@ class Picker:
         metrics: Metrics,
         tracer: Tracer | None,
         explain: bool,
+        scores: bool,
+        models_endpoint: bool,
         conformance: bool,
     ) -> None:
         self._pools = pools
@@ -55,19 +61,41 @@ class Picker:
         self._metrics = metrics
         self._tracer = tracer
         self._explain = explain
+        self._scores = scores
+        self._models_endpoint = models_endpoint
         self._conformance = conformance
+        self._renamer = Renamer(pools, metrics)
         self._once = LogOnce(logger)
         self._turns = itertools.count()
 
     async def pick(
         self, request: Request, beyond: str | None = None
-    ) -> tuple[Pick, Placed] | Refusal | None:
+    ) -> tuple[Pick, Placed] | Refusal | Reply | None:
         """Endpoints for the request, best first, and what must be told how it went on.
 
         beyond: a limit that the request is beyond: it is routed by load, for this reason.
 
         None where nothing but the proxy itself can place it any more.
         """
+        if self._models_endpoint and asks_for_models(request):
+            self._metrics.replies.labels("models").inc()
+            return list_models(self._pools())
+        renamed: Renamed | None = None
+        try:
+            renamed = await self._renamer.rename(request)
+        except Exception as fault:
+            self._fault("rename", fault)
+        if renamed is None:
+            return await self._route(request, beyond)
+        outcome = await self._route(renamed.request, beyond)
+        if not isinstance(outcome, tuple):
+            return outcome
+        pick, placed = outcome
+        return renamed.finish(pick), placed
+
+    async def _route(
+        self, request: Request, beyond: str | None
+    ) -> tuple[Pick, Placed] | Refusal | None:
         stages = Stages()
         encoded: Encoded | None = None
         reason = ""
@@ -137,6 +165,7 @@ class Picker:
         return Pick(
             endpoints=tuple(score.endpoint for score in ranking.scores[: self._fallbacks]),
             headers=self._trace(request, pool, encoded, ranking, reason, stages),
+            metadata={SCORES: _scores(ranking)} if self._scores else {},
             answer_headers=_explain(encoded, ranking, reason) if self._explain else {},
         ), placed
 
@@ -198,6 +227,11 @@ def _cached_tokens(
         for instance, held in depth.items():
             cached[instance] = cached.get(instance, 0) + min(held.gpu, most) * size
     return cached
+
+
+def _scores(ranking: Ranking) -> str:
+    """`10.0.0.1:8000=0.0123,…`: what each endpoint would cost, in seconds, best first."""
+    return ",".join(f"{score.endpoint}={score.cost_s:.4f}" for score in ranking.scores)
 
 
 def _explain(encoded: Encoded | None, ranking: Ranking, reason: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ class Pool:
     """Instances that serve the same models, and what is known of them.
 
     models: name or alias → model; one whose tokenizer is not loaded yet is absent.
+    renames: alias → name, of the models whose requests are forwarded under their name.
     secret: part of every root seed, so that a client cannot compute keys.
     """
 
@@ -36,6 +37,7 @@ class Pool:
     load: LoadLedger = field(default_factory=LoadLedger)
     models: dict[str, ServedModel] = field(default_factory=dict)
     model_names: frozenset[str] = frozenset()
+    renames: dict[str, str] = field(default_factory=dict)
     instances: tuple[Instance, ...] = ()
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
@@ -69,6 +71,12 @@ class Pool:
         self.model_names = frozenset(
             name for model in listed.models for name in (model.name, *model.aliases)
         )
+        self.renames = {
+            alias: model.name
+            for model in listed.models
+            if model.rewrite_aliases
+            for alias in model.aliases
+        }
 
     def view(
         self, eligible: Iterable[Instance], cached: Mapping[InstanceId, int], now: float

@@ -18,6 +18,8 @@ class Pools:
         self.all = tuple(pools)
         self._header = header.lower() if header else None
         self._by_name = {pool.name: pool for pool in pools}
+        self.renaming = any(pool.renames for pool in self.all)
+        """Whether any request may be forwarded under another model's name."""
         self._by_model = {model: pool for pool in reversed(self.all) for model in pool.model_names}
 
     def of(self, request: Request, model: str) -> Pool:
@@ -35,6 +37,13 @@ class Pools:
         if pool is None:
             raise Unroutable("unknown_model")
         return pool
+
+    def forwarded_name(self, request: Request, model: str) -> str | None:
+        """What the request's model is called when it is forwarded; None to leave it."""
+        try:
+            return self.of(request, model).renames.get(model)
+        except Unroutable:
+            return None
 
     def fallback(self, request: Request) -> Pool:
         """Where a request goes by load whose model is not known: the named pool, else the first."""

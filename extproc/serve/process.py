@@ -20,6 +20,7 @@ from extproc.stream import (
     Command,
     Finish,
     Refusal,
+    Reply,
     Request,
     Send,
     Stream,
@@ -263,6 +264,8 @@ class _Session:
             commands = self._stream.pass_on()
         elif isinstance(outcome, Refusal):
             commands = self._stream.refused(outcome)
+        elif isinstance(outcome, Reply):
+            commands = self._stream.replied(outcome)
         else:
             pick, self._placed = outcome
             commands = self._stream.picked(pick)

@@ -12,6 +12,9 @@ SUBSET: Final = "x-gateway-destination-endpoint-subset"
 SERVED: Final = "x-gateway-destination-endpoint-served"
 """Key in `envoy.lb` on the response headers: the endpoint that really answered."""
 
+SCORES: Final = "x-gateway-destination-endpoint-scores"
+"""Key in `envoy.lb`: what the pick was chosen by, for access logs."""
+
 METADATA_NAMESPACE: Final = "envoy.lb"
 SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 

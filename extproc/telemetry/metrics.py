@@ -25,6 +25,12 @@ class Metrics:
         self.refusals = Counter(
             "homing_refusals", "Requests answered by Homing itself.", ["code"], registry=registry
         )
+        self.replies = Counter(
+            "homing_replies",
+            "Requests that Homing answered in an engine's stead (models: the list of models).",
+            ["what"],
+            registry=registry,
+        )
         self.prompt_tokens = Counter(
             "homing_prompt_tokens", "Tokens of routed prompts.", ["pool"], registry=registry
         )
@@ -52,6 +58,13 @@ class Metrics:
             "homing_answers",
             "Response headers seen, by status class (2xx … 5xx, none).",
             ["pool", "status"],
+            registry=registry,
+        )
+        self.model_rewrites = Counter(
+            "homing_model_rewrites",
+            "Bodies whose model name was replaced (request, answer), and answers that came encoded "
+            "and were left as they are (answer_encoded).",
+            ["what"],
             registry=registry,
         )
         self.rerouted = Counter(

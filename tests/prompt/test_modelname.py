@@ -78,6 +78,7 @@ def test_of_a_key_that_comes_twice_the_last_counts(
         (b'{"' + b"x" * 100 + b'": 1, "model": "a"}', "a"),
         (b'[{"model": "a"}]', None),
         (b'"model"', None),
+        (b'--part\r\n\r\n{"model": "a"}\r\n--part--', None),
         (b'{"model": "a', None),
         (b'{"model": "\\x"}', None),
         (b'{"model": ["a"]}', None),

@@ -68,8 +68,11 @@ LONG = "The ships bring spice and salt to the harbour. " * 40
 class Exchange:
     """One HTTP request as Envoy shows it, message by message; in BUFFERED if not said."""
 
-    def __init__(self, channel: grpc.aio.Channel, mode: str = "BUFFERED") -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, mode: str = "BUFFERED", response_mode: str = "NONE"
+    ) -> None:
         self._mode = ProcessingMode.BodySendMode.Value(mode)
+        self._response_mode = ProcessingMode.BodySendMode.Value(response_mode)
         call = channel.stream_stream(
             METHOD,
             request_serializer=ProcessingRequest.SerializeToString,
@@ -103,7 +106,7 @@ class Exchange:
         message = ProcessingRequest()
         config = message.protocol_config
         config.request_body_mode = self._mode
-        config.response_body_mode = ProcessingMode.NONE
+        config.response_body_mode = self._response_mode
         message.request_headers.end_of_stream = end
         for key, value in {":method": method, ":path": path, **(more or {})}.items():
             header = message.request_headers.headers.headers.add()
