@@ -6,6 +6,7 @@ most lenient engine does: Python's `json` reads NaN, a lone surrogate and UTF-16
 routed by load and the engine answers it.
 """
 
+import re
 from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
@@ -18,6 +19,8 @@ from extproc.terms import TokenIds
 
 _MESSAGES = BodyReader("messages")
 _INPUT = BodyReader("input")
+
+_NO_TOOLS = re.compile(rb"\[\s*\]")
 
 _UNSET = (None, "auto")
 
@@ -88,14 +91,14 @@ def _chat(fields: Body) -> Chat:
     """vLLM 0.32.0, openai/chat_completion/protocol.py."""
     if fields.items is None:
         raise Unroutable("no_messages")
-    if fields.get("chat_template") is not None:
+    template = fields.get("chat_template")
+    if not isinstance(template, str | None):
         raise Unroutable("request_chat_template")
-    tools = fields.get("tools")
-    if tools is not None and not (isinstance(tools, list) and tools):
-        raise Unroutable("tools_invalid")
+    if _NO_TOOLS.fullmatch(fields.raw("tools")):
+        raise Unroutable("tools_invalid")  # an empty list is refused
     return Chat(
         fields.items,
-        tools=tools,
+        tools=_tools(fields),
         options=_options(
             fields,
             fields.get("reasoning_effort"),
@@ -103,6 +106,7 @@ def _chat(fields: Body) -> Chat:
             continue_final_message=fields.get("continue_final_message") or None,
             documents=fields.get("documents"),
         ),
+        template=template or None,
         settings=_settings(
             fields,
             "tools",
@@ -129,7 +133,7 @@ def _messages(fields: Body) -> Chat:
         fields.items,
         Dialect.ANTHROPIC,
         system=fields.get("system"),
-        tools=fields.get("tools") or None,
+        tools=_tools(fields),
         options=_options(fields, effort, add_generation_prompt=True),
         settings=_settings(
             fields, "system", "tools", "chat_template_kwargs", "thinking", "output_config"
@@ -155,7 +159,7 @@ def _responses(fields: Body) -> Chat | Plain:
         items,
         Dialect.RESPONSES,
         system=fields.get("instructions"),
-        tools=fields.get("tools") or None,
+        tools=_tools(fields),
         options=_options(fields, effort, add_generation_prompt=True),
         settings=_settings(fields, "instructions", "tools", "chat_template_kwargs", "reasoning"),
     )
@@ -221,6 +225,11 @@ def _options(fields: Body, effort: Json, **own: Json) -> dict[str, Json]:
         own["enable_thinking"] = effort != "none"
     options = given | {name: value for name, value in own.items() if value is not None}
     return {name: value for name, value in options.items() if value not in _UNSET}
+
+
+def _tools(fields: Body) -> bytes:
+    raw = fields.raw("tools")
+    return b"" if raw == b"null" or _NO_TOOLS.fullmatch(raw) else raw
 
 
 def _settings(fields: Body, *names: str) -> bytes:

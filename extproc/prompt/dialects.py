@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from extproc.errors import Unroutable
 from extproc.prompt.normalise import OrderedCall
 from extproc.prompt.types import Chat, Dialect, Json
@@ -55,9 +57,9 @@ def inline_system_texts(items: Iterable[Json]) -> list[str]:
 
 def tools_of(chat: Chat) -> Sequence[Json] | None:
     """Tools in OpenAI's form; Unroutable where they have none."""
-    tools = chat.tools
-    if not tools:
+    if not chat.tools:
         return None
+    tools = msgspec.json.decode(chat.tools)
     if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise Unroutable("tools_invalid")
     if chat.dialect is Dialect.ANTHROPIC:

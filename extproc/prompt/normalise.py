@@ -35,6 +35,29 @@ _PART_FIELDS = frozenset({"type", "text", "refusal", "thinking", "closed", "anno
 _BILLING_LINE = "x-anthropic-billing-header"
 
 
+class KeptJson(dict[str, Json]):
+    """An object that never changes and keeps its JSON texts, by how they were asked for.
+
+    Tools are the same in each turn of a conversation, and most of what its template writes.
+    """
+
+    __slots__ = ("_texts",)
+
+    _texts: dict[str, str]
+
+    def text(self, **form: Any) -> str:
+        """What `json.dumps` gives with these arguments."""
+        try:
+            texts = self._texts
+        except AttributeError:
+            texts = self._texts = {}
+        key = repr(form)
+        text = texts.get(key)
+        if text is None:
+            text = texts[key] = json.dumps(self, **form)
+        return text
+
+
 class OrderedCall(dict[str, Json]):
     """A tool call whose function keeps the order of its fields."""
 
@@ -250,14 +273,14 @@ def _tool(tool: Json) -> dict[str, Any]:
         and isinstance(parameters, dict | None)
     ):
         raise Unroutable("tools_invalid")
-    result = {"name": function["name"], "description": description, "parameters": parameters}
+    result = KeptJson(name=function["name"], description=description, parameters=parameters)
     deferred = tool.get("defer_loading")
     own = function.get("defer_loading")
     if function.get("strict") is not None:
         result["strict"] = function["strict"]
     if own is not None or deferred is not None:
         result["defer_loading"] = deferred if own is None else own
-    dumped: dict[str, Any] = {"type": "function", "function": result}
+    dumped = KeptJson(type="function", function=result)
     if deferred is not None:
         dumped["defer_loading"] = deferred
     return dumped

@@ -8,9 +8,9 @@ import msgspec
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from extproc.errors import Unroutable
+from extproc.errors import ConfigError, Unroutable
 from extproc.prompt.dialects import (
     inline_system_texts,
     is_local,
@@ -18,20 +18,35 @@ from extproc.prompt.dialects import (
     to_chat,
     tools_of,
 )
+from extproc.prompt.memo import Memo
 from extproc.prompt.normalise import developer_as_system, normalise_messages, normalise_tools
 from extproc.prompt.template import ChatTemplate
 from extproc.prompt.types import Chat, Dialect, Json
 
 Messages: TypeAlias = list[dict[str, Json]]
 
+_GIVEN_BYTES = 32 << 20
+_GIVEN_COST = 50
+"""About how many bytes a character of a template takes, compiled."""
+
+_TOOLS_BYTES = 32 << 20
+_TOOLS_COST = 8
+"""About how many bytes a byte of tools takes, with its values and texts."""
+
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 
 class Templates:
-    """A model's templates: the default one, and perhaps one for requests with tools."""
+    """A model's templates: the default one, and perhaps one for requests with tools.
 
-    def __init__(self, named: Mapping[str, ChatTemplate]) -> None:
+    trusts_requests: whether a template that a request brings is rendered.
+    """
+
+    def __init__(self, named: Mapping[str, ChatTemplate], trusts_requests: bool = False) -> None:
+        self._trusts_requests = trusts_requests
+        self._given: Memo[str, ChatTemplate] = Memo(_GIVEN_BYTES)
         self._named = dict(named)
+        self._tools: Memo[bytes, list[dict[str, Json]]] = Memo(_TOOLS_BYTES)
         # Without a template vLLM expects the system message first too.
         self.merges_system = not named or any(
             _refuses_inline_system(each.source) for each in named.values()
@@ -45,6 +60,39 @@ class Templates:
         if template is None:
             raise Unroutable("no_chat_template")
         return template
+
+    def given(self, source: str) -> ChatTemplate:
+        """The template that a request brings, or names.
+
+        Raises Unroutable where it is not to be rendered, or is no template.
+        """
+        if not self._trusts_requests:
+            raise Unroutable("request_chat_template")
+        if source in self._named:
+            return self._named[source]
+        template = self._given.get(source)
+        if template is None:
+            try:
+                template = self.choose(False).sibling(source)
+            except ConfigError:
+                raise Unroutable("template_failed", "not a template") from None
+            self._given.put(source, template, _GIVEN_COST * (len(source) + 100))
+        return template
+
+    def tools(self, chat: Chat) -> list[dict[str, Json]] | None:
+        """A chat's tools as its template gets them; those of known JSON are made once.
+
+        Raises Unroutable for what vLLM refuses.
+        """
+        if not chat.tools:
+            return None
+        key = xxh3_128_digest(chat.tools) + chat.dialect.value.encode()
+        tools = self._tools.get(key)
+        if tools is None:
+            tools = normalise_tools(tools_of(chat))
+            if tools:
+                self._tools.put(key, tools, _TOOLS_COST * len(chat.tools))
+        return tools
 
     def __iter__(self) -> Iterator[ChatTemplate]:
         return iter(self._named.values())
@@ -81,8 +129,11 @@ class Rendering:
 
     def __init__(self, chat: Chat, templates: Templates) -> None:
         self.chat = chat
-        self.tools = normalise_tools(tools_of(chat))
-        self.template = templates.choose(self.tools is not None)
+        self.tools = templates.tools(chat)
+        if chat.template is None:
+            self.template = templates.choose(self.tools is not None)
+        else:
+            self.template = templates.given(chat.template)
         self.options = _with_effort(chat, templates.disabled_effort)
         self.options_digest = xxh3_64_intdigest(repr(sorted(self.options.items())).encode())
         self._merges_system = chat.dialect is Dialect.ANTHROPIC and templates.merges_system
@@ -98,7 +149,7 @@ class Rendering:
         chat = self.chat
         given = chat.settings
         if given is None:
-            given = msgspec.json.encode([chat.system, chat.tools, self.options])
+            given = msgspec.json.encode([chat.system, self.options]) + chat.tools
         return b"%s %d " % (chat.dialect.value.encode(), id(self.template)) + given
 
     def items(self, indices: Iterable[int] | None = None) -> list[Messages]:

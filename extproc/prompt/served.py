@@ -44,11 +44,12 @@ class ServedModel:
         memo_bytes: int = _MEMO_BYTES,
         message_prefixes: bool = True,
         harmony: Harmony | None = None,
+        trust_request_template: bool = False,
     ) -> None:
         self.name = name
         self._harmony = harmony
         self._tokenizer = tokenizer
-        self._templates = Templates(templates)
+        self._templates = Templates(templates, trust_request_template)
         cut = self._cut = _best_cut(tokenizer, self._templates)
         self._pieces = PieceMemo(cut, tokenizer.encode_pieces, memo_bytes // 2)
         self._turns = None
@@ -66,6 +67,7 @@ class ServedModel:
         memo_bytes: int = _MEMO_BYTES,
         message_prefixes: bool = True,
         now: Callable[[], datetime] = datetime.now,
+        trust_request_template: bool = False,
     ) -> "ServedModel":
         """Read the model's files; blocks for about a second.
 
@@ -75,6 +77,8 @@ class ServedModel:
         memo_bytes: the bound of what is remembered of prompts; 0 remembers nothing.
         message_prefixes: whether a known turn may spare its rendering (see turns.py).
         now: the engine's clock, for templates that write the date.
+        trust_request_template: whether a template that a request brings is rendered, in the
+            sandbox; only for engines that do so (vLLM's `--trust-request-chat-template`).
 
         Raises ConfigError that names the file and what is wrong with it.
         """
@@ -94,6 +98,7 @@ class ServedModel:
             memo_bytes,
             message_prefixes,
             harmony,
+            trust_request_template,
         )
 
     @property
@@ -163,7 +168,8 @@ class ServedModel:
         rendering = Rendering(chat, self._templates)
         base = root_node(root, block_size)
         try:
-            if self._turns and not rendering.options.get("continue_final_message"):
+            continued = rendering.options.get("continue_final_message")
+            if self._turns and not continued and chat.template is None:
                 node = self._turns.encode(rendering, base, block_size, stages)
             else:
                 with stages.stage("render"):

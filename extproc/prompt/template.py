@@ -8,6 +8,7 @@ does not escape HTML, `raise_exception` and `strftime_now`.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
 import jinja2
@@ -16,6 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from extproc.errors import ConfigError, Unroutable
+from extproc.prompt.normalise import KeptJson
 from extproc.prompt.sandbox import ChatSandbox
 from extproc.prompt.types import Json
 
@@ -86,6 +88,10 @@ class ChatTemplate:
         self.markers = _markers(tree)
         self.takes_parts = loops_over_content(tree)
         self.knows_developer = '"developer"' in source or "'developer'" in source
+
+    def sibling(self, source: str) -> "ChatTemplate":
+        """Another template of the same model. Raises ConfigError as the constructor does."""
+        return ChatTemplate(source, self._tokens, "the request's template", self._now)
 
     def render(
         self,
@@ -260,9 +266,11 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    dumps = value.text if type(value) is KeptJson else partial(json.dumps, value)
+    text: str = dumps(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    return text
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, unique
 
+import msgspec
+
 from extproc.prompt.rawarray import Json as Json
 from extproc.prompt.rawarray import RawArray
 from extproc.terms import KEY_BYTES, PackedKeys, TokenIds
@@ -23,8 +25,9 @@ class Chat:
     """Messages that a chat template turns into one text; all as sent, in their dialect.
 
     system: Anthropic's `system` or the Responses API's `instructions`; None where there is none.
-    tools: None where there are none.
+    tools: the raw JSON of the list, b"" where there is none.
     options: the keyword arguments of the template besides messages and tools.
+    template: the request's own, None where it has none.
     settings: the raw JSON of system, tools and options: equal bytes mean equal values. None where
         the chat did not come from a body.
     """
@@ -32,8 +35,9 @@ class Chat:
     messages: RawArray
     dialect: Dialect = Dialect.OPENAI
     system: Json = None
-    tools: Json = None
+    tools: bytes = b""
     options: Mapping[str, Json] = field(default_factory=dict)
+    template: str | None = None
     settings: bytes | None = None
     add_special_tokens: bool = False
 
@@ -45,7 +49,8 @@ class Chat:
         options: Mapping[str, Json] | None = None,
     ) -> "Chat":
         """A chat of these OpenAI messages, which JSON must be able to hold."""
-        return cls(RawArray.of(messages), tools=tools, options=options or {})
+        raw = msgspec.json.encode(tools) if tools else b""
+        return cls(RawArray.of(messages), tools=raw, options=options or {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ def template_file(name: str) -> Path | None:
 
 
 @cache
-def _tokenizer(name: str) -> Tokenizer:
+def tokenizer(name: str) -> Tokenizer:
+    """A family's tokenizer."""
     return Tokenizer(tokenizer_dir(name) / "tokenizer.json")
 
 
@@ -31,7 +32,7 @@ def load(name: str, template: Path | None = None, **options: Any) -> ServedModel
     """A family's model, perhaps with another template; its tokenizer is loaded once for all."""
     now = options.pop("now", datetime.now)
     templates = read_templates(tokenizer_dir(name), template or template_file(name), now)
-    return ServedModel(name, _tokenizer(name), templates, **options)
+    return ServedModel(name, tokenizer(name), templates, **options)
 
 
 def templates(name: str) -> ChatTemplate:

@@ -83,9 +83,8 @@ def test_body_that_no_engine_accepts_is_400(path: str, body: bytes, where: str) 
         (CHAT, b'\xef\xbb\xbf{"model": "m", "messages": []}', "json_dialect"),
         (CHAT, nested(100_000), "json_too_deep"),
         (CHAT, b'{"model": "m"}', "no_messages"),
-        (CHAT, b'{"messages": [], "chat_template": "x"}', "request_chat_template"),
+        (CHAT, b'{"messages": [], "chat_template": 3}', "request_chat_template"),
         (CHAT, b'{"messages": [], "tools": []}', "tools_invalid"),
-        (CHAT, b'{"messages": [], "tools": {"f": 1}}', "tools_invalid"),
         (
             CHAT,
             b'{"messages": [], "chat_template_kwargs": {"tools": 1}}',

@@ -155,7 +155,7 @@ def test_other_settings_never_share_a_turn() -> None:
         for chat in plain_turns(Random(seed), 4, tools=False):
             for tools in (None, TOOLS, TOOLS[:1]):
                 for options in OPTIONS:
-                    other = Chat(chat.messages, tools=tools, options=options)
+                    other = Chat.of(chat.messages.decoded(), tools, options)
                     assert encoded(model, other) == encoded(off, other)
 
 

@@ -1,11 +1,12 @@
 """What vLLM 0.32.0 makes of messages and tools before the template sees them."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
 
-from extproc.prompt.normalise import normalise_messages, normalise_tools
+from extproc.prompt.normalise import KeptJson, normalise_messages, normalise_tools
 
 
 def one(role: str = "user", **fields: Any) -> dict[str, Any]:
@@ -108,6 +109,14 @@ def test_schema_of_a_tool_keeps_its_order_and_strict_is_there_if_set() -> None:
         ("parameters", schema),
         ("strict", True),
     ]
+
+
+def test_tool_keeps_its_json_for_each_form() -> None:
+    (tool,) = normalise_tools([{"function": {"name": "é", "parameters": {"b": 1}}}]) or ()
+    for _ in range(2):
+        for form in ({"indent": None}, {"indent": 2}, {"ensure_ascii": False}):
+            assert tool.text(**form) == json.dumps(tool, **form)
+    assert isinstance(tool["function"], KeptJson)
 
 
 def test_no_tools_are_none() -> None:

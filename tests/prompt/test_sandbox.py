@@ -10,6 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from extproc.errors import Unroutable
 from extproc.prompt import sandbox as sandbox_module
+from extproc.prompt.dialects import tools_of
 from extproc.prompt.normalise import normalise_messages, normalise_tools
 from extproc.prompt.sandbox import ChatSandbox, TooManyStepsError
 from extproc.prompt.template import ChatTemplate, GenerationBlock
@@ -168,7 +169,7 @@ def test_families_render_as_in_jinjas_own_sandbox(
     for seed in range(60):
         for chat in growing(Random(seed), 5):
             messages = normalise_messages(chat.messages.decoded(), quick.takes_parts)
-            tools = normalise_tools(chat.tools)
+            tools = normalise_tools(tools_of(chat))
             texts = []
             for template in (quick, slow):
                 try:

@@ -25,7 +25,7 @@ from extproc.prompt import (
 )
 from extproc.stages import Stages
 from extproc.terms import BlockKey
-from tests.prompt.families import TEMPLATES, load
+from tests.prompt.families import TEMPLATES, load, templates, tokenizer
 from tests.tokenizers import tokenizer_dir
 
 DEMO_TOKENIZER = Path(extproc.demo.__file__).parent / "tokenizer"
@@ -165,6 +165,40 @@ def test_message_whose_tokens_are_unknown_is_unroutable(
     with pytest.raises(Unroutable) as unroutable:
         qwen3.encode(Prompt(Chat.of([message])), ROOT, 16, Stages())
     assert unroutable.value.reason == reason
+
+
+@pytest.mark.parametrize("tools", [b'{"f": 1}', b'["f"]', b'[{"type": "function"}]', b"3"])
+def test_tools_that_are_none_are_unroutable(qwen3: ServedModel, tools: bytes) -> None:
+    body = b'{"messages": [{"role": "user", "content": "hi"}], "tools": %s}' % tools
+    with pytest.raises(Unroutable, match="tools_invalid"):
+        qwen3.encode(parse_body("/v1/chat/completions", body), ROOT, 16, Stages())
+
+
+OWN = b'{"messages": [{"role": "user", "content": "hi"}], "chat_template": %s}'
+
+
+def own_template(model: ServedModel, template: str) -> str:
+    prompt = parse_body("/v1/chat/completions", OWN % json.dumps(template).encode())
+    (chain,) = model.encode(prompt, ROOT, 4, Stages())
+    (ids,) = model.token_ids(prompt)
+    assert chain.keys == block_keys(ids, ROOT, 4)
+    return model.decode(ids)
+
+
+def test_template_of_a_request_is_not_rendered(qwen3: ServedModel) -> None:
+    with pytest.raises(Unroutable, match="request_chat_template"):
+        own_template(qwen3, "{{ messages[0].content }}")
+
+
+def test_template_of_a_request_is_rendered_where_it_is_trusted() -> None:
+    named = {name: templates("qwen3").sibling(f"{name} one") for name in ("default", "other")}
+    model = ServedModel("m", tokenizer("qwen3"), named, trust_request_template=True)
+    assert own_template(model, "{{ messages[0].content }} there, see") == "hi there, see"
+    assert own_template(model, "{{ messages[0].content }} here, see") == "hi here, see"
+    assert own_template(model, "other") == "other one"
+    for broken in ("{% if %}", "{{ raise_exception('no') }}"):
+        with pytest.raises(Unroutable, match="template_failed"):
+            own_template(model, broken)
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}

@@ -9,6 +9,7 @@ import pytest
 
 from extproc.errors import Unroutable
 from extproc.prompt import Chat, Prompt, ServedModel, unpack_ids
+from extproc.prompt.dialects import tools_of
 from extproc.prompt.normalise import developer_as_system, normalise_messages, normalise_tools
 from extproc.prompt.template import ChatTemplate
 from tests.prompt.conversations import growing
@@ -44,7 +45,7 @@ def reference_ids(tokenizer: Any, chat: Chat) -> list[int] | None:
         messages = developer_as_system(messages)
     try:
         ids = tokenizer.apply_chat_template(
-            messages, normalise_tools(chat.tools), return_dict=False, **chat.options
+            messages, normalise_tools(tools_of(chat)), return_dict=False, **chat.options
         )
     except Exception:
         return None
