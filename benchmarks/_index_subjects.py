@@ -413,9 +413,14 @@ class Run:
         subject.join(64, 0)
         gc.collect()
         before = _resident()
-        for edge in range(number):
-            chain = np.concatenate([self.shared, self._fresh(blocks)])
-            subject.store(subject.made_store(edge % 64, chain, 0, len(chain)))
+        for start in range(0, number, 1000):
+            ops = []
+            for edge in range(start, min(number, start + 1000)):
+                chain = np.concatenate([self.shared, self._fresh(blocks)])
+                ops.append(subject.made_store(edge % 64, chain, SHARED if edge else 0, len(chain)))
+            for op in ops:
+                subject.store(op)
+        ops = []
         while subject.step():
             pass
         gc.collect()

@@ -78,7 +78,9 @@ class Cover(Struct, gc=False, eq=False):
             return size
         if self.part is None:
             return 0
-        return max(decode(number).bit_length() for number in self.part.values())
+        return max(
+            number if number > 0 else (~number).bit_length() for number in self.part.values()
+        )
 
     def at(self, block: int, size: int, live: int) -> bool:
         """Whether any slot of `live` holds this block."""

@@ -622,6 +622,7 @@ class PrefixIndex:
     def _unset(self, instance: Instance, tier: int, edge: Edge, gone: int) -> None:
         """Take blocks that the instance holds in this tier away from it."""
         slot, size = instance.slot, edge.size
+        total = _block_sum(edge, gone)
         for plane in (tier, tier + TIERS):
             cover = edge.plane(plane)
             if cover is None:
@@ -630,7 +631,7 @@ class PrefixIndex:
             lost = had & gone
             if lost:
                 cover.put(slot, had ^ lost, size)
-                instance.sums[plane] -= _block_sum(edge, lost)
+                instance.sums[plane] -= total if lost == gone else _block_sum(edge, lost)
         self._count(instance, tier, edge, -gone.bit_count())
         cover = edge.plane(tier)
         if cover is None or not cover.holds(slot):
