@@ -65,7 +65,7 @@ def bootstrap(config: Config) -> Bootstrap:
     return Bootstrap(
         admin=Admin(address=socket_address(options.admin)) if options.admin else None,
         static_resources=BootstrapStaticResources(
-            listeners=[_listener(options, _client_header_removal(config))],
+            listeners=[_listener(config)],
             clusters=[
                 pickers_cluster(_picker_addresses(config), _picker_tls(config)),
                 engines_cluster(_engines(config)),
@@ -97,7 +97,8 @@ def _engines(config: Config) -> list[str]:
     return list(dict.fromkeys(endpoints))
 
 
-def _listener(options: EnvoyOptions, removal: HeaderMutation) -> Listener:
+def _listener(config: Config) -> Listener:
+    options = config.envoy
     return Listener(
         name="clients",
         address=socket_address(options.listen),
@@ -108,7 +109,7 @@ def _listener(options: EnvoyOptions, removal: HeaderMutation) -> Listener:
                 filters=[
                     Filter(
                         name="envoy.filters.network.http_connection_manager",
-                        typed_config=Any.pack(_connection_manager(options, removal)),
+                        typed_config=Any.pack(_connection_manager(config)),
                     )
                 ]
             )
@@ -116,7 +117,9 @@ def _listener(options: EnvoyOptions, removal: HeaderMutation) -> Listener:
     )
 
 
-def _connection_manager(options: EnvoyOptions, removal: HeaderMutation) -> HttpConnectionManager:
+def _connection_manager(config: Config) -> HttpConnectionManager:
+    options = config.envoy
+    renames = any(m.rewrite_aliases and m.aliases for pool in config.pools for m in pool.models)
     return HttpConnectionManager(
         stat_prefix="clients",
         # The engine is told who asks (x-forwarded-for), and no client can tell it otherwise.
@@ -126,12 +129,12 @@ def _connection_manager(options: EnvoyOptions, removal: HeaderMutation) -> HttpC
         early_header_mutation_extensions=[
             TypedExtensionConfig(
                 name="envoy.http.early_header_mutation.header_mutation",
-                typed_config=Any.pack(removal),
+                typed_config=Any.pack(_client_header_removal(config)),
             )
         ],
         route_config=_routes(options),
         http_filters=[
-            _http_filter("ext_proc", ext_proc(options)),
+            _http_filter("ext_proc", ext_proc(options, changes_answers=renames)),
             _http_filter("router", Router()),
         ],
     )

@@ -33,8 +33,11 @@ _MOST_MESSAGE_TIME = timedelta(seconds=10)
 """How far a message may stretch its own time-out."""
 
 
-def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
+def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> ExternalProcessor:
     """The filter for a picker that reads request bodies and sees of answers the headers only.
+
+    changes_answers: whether it also changes the bodies of some answers, for which it asks where
+        Envoy lets it. In FULL_DUPLEX_STREAMED Envoy does not, so it is shown all of them.
 
     Fails open: an error or a time-out of the picker lets the request go on, load-balanced, except
     in FULL_DUPLEX_STREAMED once a body chunk was sent (envoy/README.md has the table).
@@ -56,7 +59,7 @@ def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
             ),
         ),
         failure_mode_allow=True,
-        processing_mode=_processing_mode(options),
+        processing_mode=_processing_mode(options, changes_answers),
         # A route can name the pool: metadata `homing: {pool: NAME}`.
         request_attributes=[ROUTE_METADATA],
         # Which engine really answered; Envoy tells it in no other way.
@@ -75,15 +78,16 @@ def ext_proc(options: EnvoyOptions) -> ExternalProcessor:
     )
 
 
-def _processing_mode(options: EnvoyOptions) -> ProcessingMode:
+def _processing_mode(options: EnvoyOptions, changes_answers: bool) -> ProcessingMode:
     send, skip = ProcessingModeHeaderSendMode.SEND, ProcessingModeHeaderSendMode.SKIP
     streamed = options.request_body_mode == "FULL_DUPLEX_STREAMED"
+    answer = options.request_body_mode if streamed and changes_answers else "NONE"
     return ProcessingMode(
         request_header_mode=send,
         request_body_mode=ProcessingModeBodySendMode.from_string(options.request_body_mode),
-        # Trailers end a streamed request, so Envoy demands that the picker sees them.
+        # Trailers end a streamed body, so Envoy demands that the picker sees them.
         request_trailer_mode=send if streamed else skip,
         response_header_mode=send,
-        response_body_mode=ProcessingModeBodySendMode.NONE,
-        response_trailer_mode=skip,
+        response_body_mode=ProcessingModeBodySendMode.from_string(answer),
+        response_trailer_mode=skip if answer == "NONE" else send,
     )
