@@ -103,13 +103,17 @@ class PrefixIndex:
 
     def __init__(self, bounds: Bounds | None = None) -> None:
         self._bounds = bounds or Bounds()
+        self.tree = Tree()
+        """The structure, for dumps; only the index changes it."""
+        self._ruins: list[Tree] = []
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, instances and counters included."""
+        """Forget everything, instances and counters included. Memory is given back in slices."""
+        if self.tree.edges:
+            self._ruins.append(self.tree)
         pool_bytes = self._bounds.pool_bytes
         self.tree = Tree()
-        """The structure, for dumps; only the index changes it."""
         self._instances: dict[InstanceId, Instance] = {}
         self._slots: list[Instance | None] = []
         self._names: list[InstanceId] = []
@@ -298,10 +302,8 @@ class PrefixIndex:
         self.position += 1
         self._fold(fact)
         tree = self.tree
-        if self._rubbish:
-            self._rubbish.pop()
-        elif tree.ghosts:
-            self._sweep(_SWEEP // 16)
+        if tree.ghosts or self._rubbish or self._ruins:
+            self._tidy(_SWEEP // 16)
         if tree.table.waiting >= tree.table.due:
             tree.work()
 
@@ -316,13 +318,21 @@ class PrefixIndex:
         elif self._backlog:
             self.position += 1
             self._fold(self._backlog.popleft())
-        elif self._rubbish:
-            self._rubbish.pop()
-        elif self.tree.ghosts:
-            self._sweep(_SWEEP)
-        elif not self.tree.work():
-            return False
+        elif self.tree.ghosts or self._rubbish or self._ruins:
+            self._tidy(_SWEEP)
+        else:
+            return self.tree.work()
         return True
+
+    def _tidy(self, looks: int) -> None:
+        """One slice of giving back what is out of use."""
+        if self._rubbish:
+            self._rubbish.pop()
+        elif self._ruins:
+            if not self._ruins[-1].dismantle(looks // 2):
+                self._ruins.pop()
+        else:
+            self._sweep(looks)
 
     def _fold(self, fact: Fact) -> None:
         instance = self._instances.get(fact.instance)

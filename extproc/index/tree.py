@@ -188,6 +188,21 @@ class Tree:
         for edge in self.store:
             edge.parent = None
 
+    def dismantle(self, edges: int) -> bool:
+        """Free some edges of a tree that is out of use; whether any are left."""
+        store = self.store
+        start = max(1, store.end - edges)
+        for edge_id in range(start, store.end):
+            edge = store.get(edge_id)
+            if edge is not None:
+                edge.parent = None
+                shard = self.first[edge.keys[0]]
+                if shard.get(edge.keys[:KEY_BYTES]) is edge:
+                    del shard[edge.keys[:KEY_BYTES]]
+                store.remove(edge)
+        store.end = start
+        return start > 1
+
     def find(self, number: BlockKey) -> tuple[Edge, int] | None:
         """The edge that has this block, and its place there; None if there is none. ~2 µs."""
         slots = self.table.slots
@@ -196,27 +211,21 @@ class Tree:
         tag = number & TAG_MASK
         at = (number >> 32) * size >> 32
         while entry := view[at]:
-            if entry & TAG_MASK == tag and (place := self._find_in(entry >> TAG_BITS, key)):
-                return place
+            if entry & TAG_MASK == tag:
+                edge = self.store.get(entry >> TAG_BITS)
+                if edge is not None:
+                    if edge.keys[-KEY_BYTES:] == key:  # the usual case, at the end of a turn
+                        return edge, edge.size - 1
+                    if place := _find_in(edge, key):
+                        return place
             at += 1
             if at == size:
                 at = 0
         for edge_id in self.table.waiting_candidates(key):
-            if place := self._find_in(edge_id, key):
+            edge = self.store.get(edge_id)
+            if edge is not None and (place := _find_in(edge, key)):
                 return place
         return None
-
-    def _find_in(self, edge_id: int, key: bytes) -> tuple[Edge, int] | None:
-        edge = self.store.get(edge_id)
-        if edge is None:
-            return None
-        keys = edge.keys
-        if keys[-KEY_BYTES:] == key:
-            return edge, edge.size - 1
-        at = keys.find(key)
-        while at % KEY_BYTES and at > 0:
-            at = keys.find(key, at + 1)
-        return (edge, at // KEY_BYTES) if at >= 0 else None
 
     def add(self, parent: Edge | None, keys: bytes, tenant: str) -> Edge:
         """A new edge below `parent`, held by nobody yet."""
@@ -237,7 +246,7 @@ class Tree:
         """
         if edge.full != bit or planes[0] != HELD_GPU:
             edge.grow(edge.size, bit if HELD_GPU in planes else 0)
-        if edge.sure is not None:
+        if edge.sure is not None and (edge.sure.full != bit or SURE_GPU not in planes):
             edge.sure.grow(edge.size, bit if SURE_GPU in planes else 0)
         if edge.slow is not None:
             for plane, cover in edge.slow.items():
@@ -359,3 +368,10 @@ class Tree:
             looked += 1
         owners = np.repeat(np.array(ids, np.uint32), np.array(sizes, np.int64))
         return (start if start < store.end else 0), b"".join(parts), owners
+
+
+def _find_in(edge: Edge, key: bytes) -> tuple[Edge, int] | None:
+    at = edge.keys.find(key)
+    while at % KEY_BYTES and at > 0:
+        at = edge.keys.find(key, at + 1)
+    return (edge, at // KEY_BYTES) if at >= 0 else None

@@ -227,6 +227,12 @@ def test_an_index_as_deep_as_it_is_long_can_be_thrown_away() -> None:
     assert index.stats().edges > 5900
     index.reset()
     assert index.stats().edges == 0
+    index.apply(Joined(B, 16))
+    index.apply(held(B, "hello"))
+    while index.step():
+        pass
+    assert depths(index, "hello") == {"b": 5}
+    del index
 
 
 def test_the_oldest_entry_of_an_order_is_found_whatever_was_removed() -> None:
