@@ -50,6 +50,11 @@ class RawArray:
     def __len__(self) -> int:
         return len(self.ends)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the items."""
+        return self.ends[-1] - self.starts[0] if self.ends else 0
+
     def decoded(self, indices: Iterable[int] | None = None) -> list[Json]:
         """The values of these items, or of all."""
         data, starts, ends = self._data, self.starts, self.ends

@@ -12,8 +12,6 @@ and one difference turns it off for that shape.
 import logging
 from collections import deque
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from threading import Lock
 from typing import TypeAlias
 
@@ -43,6 +41,9 @@ _MAX_AFTER = 40
 
 _MAX_AUDITS = 4
 """Sampled prompts that wait to be checked; a further one makes a request check one itself."""
+
+_MAX_AUDITED_BYTES = 4 << 20
+"""Of the messages of a prompt that waits: they are kept for so long."""
 
 _TURN_BYTES = 500
 
@@ -79,11 +80,22 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Audit:
+class _Request:
+    """A chat to be encoded under the root `base`. start: what turns of such chats are known by."""
+
     rendering: Rendering
     base: Node
-    shape: Shape
-    digest: bytes
+    block_size: int
+    start: bytes
+    clock: tuple[str, ...]
+
+    @property
+    def messages(self) -> RawArray:
+        return self.rendering.chat.messages
+
+    def is_same_time(self) -> bool:
+        """Whether the template's dates are those of the request's beginning."""
+        return self.rendering.template.clock() == self.clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +114,15 @@ class _Guess:
     shape: Shape
 
 
+@dataclass(frozen=True, slots=True)
+class _Audit:
+    """A prompt that was used without being checked: its digest."""
+
+    request: _Request
+    shape: Shape
+    digest: bytes
+
+
 class TurnMemo:
     """Known turns of one model. Thread-safe; bounded in bytes, least recently used forgotten."""
 
@@ -111,7 +132,7 @@ class TurnMemo:
         self._turns: Memo[bytes, Turn] = Memo(max_bytes)
         self._shapes: dict[Shape, int] = {}
         self._kinds: dict[tuple[object, ...], int] = {}
-        self._beginnings: dict[tuple[int, int], str] = {}
+        self._beginnings: dict[tuple[object, ...], str] = {}
         self._audits: deque[_Audit] = deque()
         self._lock = Lock()
         self.counts = Counts()
@@ -129,29 +150,12 @@ class TurnMemo:
         with stages.stage("render"):
             clock = rendering.template.clock()
             start = xxh3_128_digest(b"%s%r" % (base.digest, clock) + rendering.settings())
-            guess = self._guess(rendering, base, start)
-            if guess is not None and (
-                self._shapes.get(guess.shape, 0) < CHECKS or rendering.template.clock() != clock
-            ):
-                checked, guess = guess, None
-            else:
-                checked = None
-            if guess is None:
-                items = rendering.items() if rendering.are_local() else None
-                if items is not None and not all(map(rendering.is_local, items)):
-                    items = None
-                text = rendering.whole(items)
-        if guess is not None:
-            return self._use(guess, rendering, base, block_size, start, stages)
-        node = self._pieces.extend(base, text, block_size, stages)
-        with stages.stage("remember"):
-            if checked is not None:
-                equal = self._pieces.digest(checked.node, checked.text) == node.digest
-                self._judge(checked.shape, equal)
-            if items is not None and rendering.template.clock() == clock:
-                turns = dict(enumerate(items))
-                self._learn(rendering, start, turns, None, (base, text, node))
-        return node
+            request = _Request(rendering, base, block_size, start, clock)
+            guess = self._guess(request)
+            certain = guess is not None and self._shapes.get(guess.shape, 0) >= CHECKS
+        if guess is not None and certain and request.is_same_time():
+            return self._by_guess(request, guess, stages)
+        return self._whole(request, guess, stages)
 
     def audit(self) -> bool:
         """Check one sampled prompt against its whole rendering; False where none waits.
@@ -162,53 +166,68 @@ class TurnMemo:
             audit = self._audits.popleft()
         except IndexError:
             return False
-        rendering = audit.rendering
-        items = rendering.items()
-        self._judge(
-            audit.shape, self._pieces.digest(audit.base, rendering.whole(items)) == audit.digest
-        )
+        text = audit.request.rendering.whole(None)
+        digest = self._pieces.digest(audit.request.base, text)
+        if audit.request.is_same_time():
+            self._judge(audit.shape, digest == audit.digest)
         return True
 
-    def _use(
-        self,
-        guess: _Guess,
-        rendering: Rendering,
-        base: Node,
-        block_size: int,
-        start: bytes,
-        stages: Stages,
-    ) -> Node:
-        node = self._pieces.extend(guess.node, guess.text, block_size, stages)
+    def _whole(self, request: _Request, guess: _Guess | None, stages: Stages) -> Node:
+        """The prompt by rendering all of it; a guess is compared with it."""
+        rendering = request.rendering
+        with stages.stage("render"):
+            items = rendering.items() if rendering.are_local() else None
+            if items is not None and not all(map(rendering.is_local, items)):
+                items = None
+            text = rendering.whole(items)
+        node = self._pieces.extend(request.base, text, request.block_size, stages)
         with stages.stage("remember"):
-            self._learn(rendering, start, guess.items, guess, (guess.node, guess.text, node))
-        self.counts.used += 1
-        if self.counts.used % _SAMPLE == 0 and not rendering.template.clock():
-            if len(self._audits) >= _MAX_AUDITS:
-                self.audit()
-            self._audits.append(_Audit(rendering, base, guess.shape, node.digest))
+            if request.is_same_time():
+                if guess is not None:
+                    digest = self._pieces.digest(guess.node, guess.text)
+                    self._judge(guess.shape, digest == node.digest)
+                if items is not None:
+                    turns = dict(enumerate(items))
+                    kinds = self._all_kinds(rendering, turns)
+                    if kinds is not None:
+                        self._learn(request, turns, kinds, (request.base, text, node))
         return node
 
-    def _guess(self, rendering: Rendering, base: Node, start: bytes) -> _Guess | None:
+    def _by_guess(self, request: _Request, guess: _Guess, stages: Stages) -> Node:
+        """The prompt as guessed; now and then it is noted for `audit`."""
+        node = self._pieces.extend(guess.node, guess.text, request.block_size, stages)
+        with stages.stage("remember"):
+            prompt = guess.node, guess.text, node
+            self._learn(request, guess.items, guess.kinds, prompt, guess)
+        self.counts.used += 1
+        if self.counts.used % _SAMPLE == 0 and request.messages.size < _MAX_AUDITED_BYTES:
+            if len(self._audits) >= _MAX_AUDITS:
+                self.audit()
+            self._audits.append(_Audit(request, guess.shape, node.digest))
+        return node
+
+    def _guess(self, request: _Request) -> _Guess | None:
         """The prompt by the latest known turn; else by the one at its question, if that may do."""
-        found = self._find(rendering.chat.messages, start)
+        found = self._find(request.messages, request.start)
         if found is None:
             return None
         after, turn = found
-        guess = self._guess_after(rendering, base, after, turn)
+        guess = self._guess_after(request, after, turn)
         if guess is None and 0 <= turn.question < after:
-            digest = rendering.chat.messages.all_digests()[turn.question]
-            asked = self._turns.get(start + digest)
+            digest = request.messages.all_digests()[turn.question]
+            asked = self._turns.get(request.start + digest)
             if asked is not None:
-                guess = self._guess_after(rendering, base, turn.question, asked)
+                guess = self._guess_after(request, turn.question, asked)
         return guess
 
-    def _guess_after(
-        self, rendering: Rendering, base: Node, after: int, turn: Turn
-    ) -> _Guess | None:
-        node = base if turn.node == base.digest else self._pieces.find(turn.node)
+    def _guess_after(self, request: _Request, after: int, turn: Turn) -> _Guess | None:
+        """None where the turn's pieces are forgotten, or its shape is off."""
+        rendering = request.rendering
+        is_base = turn.node == request.base.digest
+        node = request.base if is_base else self._pieces.find(turn.node)
         if node is None:
             return None
-        indices = [*turn.context, *range(after + 1, len(rendering.chat.messages))]
+        indices = [*turn.context, *range(after + 1, len(request.messages))]
         items = dict(zip(indices, rendering.items(indices), strict=True))
         kinds = self._all_kinds(rendering, items)
         shape = None if kinds is None else _shape(rendering, turn, kinds)
@@ -269,77 +288,76 @@ class TurnMemo:
 
     def _learn(
         self,
-        rendering: Rendering,
-        start: bytes,
+        request: _Request,
         items: dict[int, Messages],
-        guess: _Guess | None,
+        kinds: dict[int, list[int]],
         prompt: tuple[Node, str, Node],
+        guess: _Guess | None = None,
     ) -> None:
         """Remember this prompt up to its last question or answer of a tool.
 
-        items: by index, in order; all of the chat, or those of a guess. prompt: a node, the text
-        after it, and the node of the whole prompt.
+        items: by index, in order; all of the chat, or those of a guess. kinds: of their messages.
+        prompt: a node, the text after it, and the node of the whole prompt.
         """
         ends = {i: item[-1]["role"] for i, item in items.items() if item}
         a = max((i for i, role in ends.items() if role in ("user", "tool")), default=-1)
         if a <= (guess.after if guess else -1):
             return
         question = max((i for i, role in ends.items() if role == "user"), default=-1)
-        context = _context(ends, a, question, rendering.has_leading)
-        kinds = guess.kinds if guess else self._all_kinds(rendering, items)
-        if kinds is None:
-            return
-        try:
-            parts = self._parts(
-                rendering, [items[i] for i in context], [items[i] for i in items if i > a]
-            )
-        except Unroutable:
-            return
+        context = _context(ends, a, question, request.rendering.has_leading)
+        later = [items[i] for i in items if i > a]
+        parts = self._parts(request.rendering, [items[i] for i in context], later, kinds[a])
         if parts is None:
             return
         known, rest = parts
-        before, text, node = prompt
-        seen = guess.turn.kinds if guess else 0
-        if not text.endswith(rest):
+        if not prompt[1].endswith(rest):
             return
-        text_of_a = text[: len(text) - len(rest)]
-        cut = text_of_a.rfind(self._cut)
-        if cut >= 0:
-            for _ in range(text.count(self._cut, cut)):
-                assert node.parent is not None
-                node = node.parent
-        else:
-            node, cut = before, 0
-        messages = rendering.chat.messages
-        digests = messages.digests()
-        if len(messages) - a > len(digests):
-            digests = messages.all_digests()
-        tail = text_of_a[cut:]
-        turn = Turn(
-            node.digest,
-            tail,
-            context,
-            len(known),
-            xxh3_64_intdigest(known.encode()),
-            question,
-            reduce(or_, (1 << kind for i in kinds if i <= a for kind in kinds[i]), seen),
-        )
-        self._turns.put(start + digests[a - len(messages)], turn, _TURN_BYTES + 4 * len(tail))
+        node, tail = self._split_at(prompt, len(prompt[1]) - len(rest))
+        seen = guess.turn.kinds if guess else 0
+        for i, found in kinds.items():
+            if i <= a:
+                for kind in found:
+                    seen |= 1 << kind
+        size, digest = len(known), xxh3_64_intdigest(known.encode())
+        turn = Turn(node.digest, tail, context, size, digest, question, seen)
+        digests = request.messages.digests()
+        if len(request.messages) - a > len(digests):
+            digests = request.messages.all_digests()
+        key = request.start + digests[a - len(request.messages)]
+        self._turns.put(key, turn, _TURN_BYTES + 4 * len(tail))
+
+    def _split_at(self, prompt: tuple[Node, str, Node], size: int) -> tuple[Node, str]:
+        """The first `size` characters of a prompt's text: their last whole piece, and the rest."""
+        before, text, node = prompt
+        cut = text.rfind(self._cut, 0, size)
+        if cut < 0:
+            return before, text[:size]
+        for _ in range(text.count(self._cut, cut)):
+            assert node.parent is not None
+            node = node.parent
+        return node, text[cut:size]
 
     def _parts(
-        self, rendering: Rendering, context: list[Messages], later: list[Messages]
+        self,
+        rendering: Rendering,
+        context: list[Messages],
+        later: list[Messages],
+        kinds: list[int],
     ) -> tuple[str, str] | None:
         """B, and what the template writes after it for the messages after `a`; None if it does not.
 
         What it writes for none, the beginning of the answer, is the same for all chats of these
-        options but for templates that are not local, and those are found out.
+        options and `kinds` of `a`, but for templates that are not local, and those are found out.
         """
-        key = (id(rendering.template), rendering.options_digest)
-        opened = rendering.part([*context, *later], opens_answer=True)
-        beginning = None if later else self._beginnings.get(key)
-        if beginning is not None and opened.endswith(beginning):
-            return opened[: len(opened) - len(beginning)], beginning
-        known = rendering.part(context, opens_answer=False)
+        key = (id(rendering.template), rendering.options_digest, *kinds)
+        try:
+            opened = rendering.part([*context, *later], opens_answer=True)
+            beginning = None if later else self._beginnings.get(key)
+            if beginning is not None and opened.endswith(beginning):
+                return opened[: len(opened) - len(beginning)], beginning
+            known = rendering.part(context, opens_answer=False)
+        except Unroutable:
+            return None
         if not opened.startswith(known):
             return None
         rest = opened[len(known) :]

@@ -117,11 +117,17 @@ def test_each_prompt_of_a_list_starts_at_the_root(
 
 
 def test_stages_are_recorded_in_order(qwen3: ServedModel) -> None:
-    stages = Stages()
-    chat = Chat.of([{"role": "user", "content": "hello " * 50}])
-    (chain,) = qwen3.encode(Prompt(chat), ROOT, 16, stages)
-    assert [name for name, _, _ in stages.spans] == ["render", "tokenize", "hash", "remember"]
-    assert chain.blocks == chain.tokens // 16 > 0
+    """The look for a known turn is a part of rendering; the whole rendering is another."""
+    turn = [{"role": "user", "content": "stages " * 50}, {"role": "assistant", "content": "yes"}]
+    recorded = []
+    for count in (1, 3):
+        stages = Stages()
+        chat = Chat.of((turn * 2)[:count], options={"add_generation_prompt": True})
+        (chain,) = qwen3.encode(Prompt(chat), ROOT, 16, stages)
+        recorded.append([name for name, _, _ in stages.spans])
+        assert chain.blocks == chain.tokens // 16 > 0
+    assert recorded[0] == ["render", "render", "tokenize", "hash", "remember"]
+    assert recorded[1] == ["render", "tokenize", "hash", "remember"]
 
 
 def test_later_turn_begins_with_the_keys_of_the_one_before(qwen3: ServedModel) -> None:
