@@ -46,6 +46,15 @@ class Order(Generic[T]):
         """Add an entry with the newest stamp, or replace one."""
         self._shards[stamp % _SHARDS][stamp] = entry
 
+    def move(self, old: int, new: int, entry: T) -> bool:
+        """Add this entry with the newest stamp; whether it was there with the old one."""
+        shard = self._shards[old % _SHARDS]
+        known = shard.get(old) is entry
+        if known:
+            del shard[old]
+        self._shards[new % _SHARDS][new] = entry
+        return known
+
     def drop(self, stamp: int) -> None:
         """Remove the entry with this stamp, if there is one."""
         self._shards[stamp % _SHARDS].pop(stamp, None)

@@ -572,19 +572,18 @@ class PrefixIndex:
                 if on_gpu:
                     if tail is None:
                         tail = at
-                    if tails.get(old) is at:
+                        known = tails.move(old, now, at)
+                    elif known := tails.get(old) is at:
                         tails.drop(old)
-                        if self._bounded:
-                            self._left_queue(instance, at, old)
+                    if known and self._bounded:
+                        self._left_queue(instance, at, old)
                 if at.kids == 1 and below is not None and self.tree.agree(at, below):
                     self.tree.merge(at, below)
                     at = below
             below = at
             at = at.parent
-        if tail is not None:
-            tails.put(now, tail)
-            if self._bounded:
-                self._queued(instance, tail, now)
+        if tail is not None and self._bounded:
+            self._queued(instance, tail, now)
 
     def _queue_cpu(self, instance: Instance, edge: Edge) -> None:
         """`_touch` for the slower tier's order, before the stamps change."""

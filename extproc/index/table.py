@@ -34,7 +34,7 @@ _FULL = 0.68
 """Share of used slots at which a new table is begun."""
 _FRESH = 0.35
 """Share of used slots that a new table starts with, where it is not known how many will come."""
-_LEAST_FRESH = 0.15
+_LEAST_FRESH = 0.10
 """The same where the instances' capacities say that many more will come."""
 
 _PIECE_BYTES = 1 << 19
