@@ -23,7 +23,7 @@ class Metrics:
             registry=registry,
         )
         self.refusals = Counter(
-            "homing_refusals", "Requests answered by Homing itself.", ["code"], registry=registry
+            "homing_refusals", "Requests that Homing refused.", ["code"], registry=registry
         )
         self.replies = Counter(
             "homing_replies",

@@ -84,3 +84,27 @@ def test_an_engine_of_two_pools_is_one_host() -> None:
         "10.0.0.8",
         "10.0.0.9",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "rewrites", "shown"),
+    [
+        ("BUFFERED", False, (None, "SKIP")),
+        ("BUFFERED", True, (None, "SKIP")),
+        ("FULL_DUPLEX_STREAMED", False, (None, "SKIP")),
+        ("FULL_DUPLEX_STREAMED", True, ("FULL_DUPLEX_STREAMED", "SEND")),
+    ],
+)
+def test_answers_are_shown_unasked_only_where_homing_changes_them_and_cannot_ask(
+    mode: str, rewrites: bool, shown: tuple[str | None, str]
+) -> None:
+    settings = config(ENGINE, request_body_mode=mode)
+    (pool,) = settings.pools
+    model = pool.models[0].model_copy(update={"aliases": ("a",), "rewrite_aliases": rewrites})
+    pools = (pool.model_copy(update={"models": (model,)}),)
+    written = yaml.safe_load(bootstrap_yaml(settings.model_copy(update={"pools": pools})))
+    (chain,) = written["static_resources"]["listeners"][0]["filter_chains"]
+    filters = chain["filters"][0]["typed_config"]["http_filters"]
+    processing = filters[0]["typed_config"]["processing_mode"]
+    modes = processing.get("response_body_mode"), processing["response_trailer_mode"]
+    assert modes == shown
