@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from extproc.prompt import answer_renamer, find_model
 from extproc.serve.pools import Pools
@@ -29,17 +30,20 @@ class Renamed:
             body=self.request.body,
             # The name cannot be found in an answer that is compressed.
             headers={**pick.headers, "accept-encoding": "identity"},
-            rewrite_answer=self._rewriter,
+            rewrite_answer=partial(_answer_rewriter, self.alias, self.metrics),
         )
 
-    def _rewriter(self, headers: Mapping[str, str]) -> BodyRewriter | None:
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            self.metrics.model_rewrites.labels("answer_encoded").inc()
-            return None
-        renamer = answer_renamer(headers.get("content-type", ""), self.alias)
-        if renamer is not None:
-            self.metrics.model_rewrites.labels("answer").inc()
-        return renamer
+
+def _answer_rewriter(
+    alias: str, metrics: Metrics, headers: Mapping[str, str]
+) -> BodyRewriter | None:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        metrics.model_rewrites.labels("answer_encoded").inc()
+        return None
+    renamer = answer_renamer(headers.get("content-type", ""), alias)
+    if renamer is not None:
+        metrics.model_rewrites.labels("answer").inc()
+    return renamer
 
 
 class Renamer:

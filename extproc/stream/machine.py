@@ -1,6 +1,6 @@
 """One ext_proc stream, without I/O: the proxy's messages in, commands for the shell out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from extproc.stream.events import (
@@ -337,7 +337,8 @@ class Stream:
             return []
         if not pick.endpoints:
             return self._release(None)
-        self._pick = pick
+        # Without the body, which may be large: the rest is for the answer.
+        self._pick = pick if pick.body is None else replace(pick, body=None)
         self._watching = pick.watch_answer
         return self._release(pick)
 

@@ -4,6 +4,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from extproc.prompt import answer_renamer
 from extproc.stream import (
     AnswerBody,
     Answered,
@@ -106,9 +107,13 @@ class AnySequence(RuleBasedStateMachine):
 
     # --- the shell ---
 
-    @rule(endpoints=ENDPOINTS, watch=st.booleans(), body=st.none() | CHUNK)
-    def picks(self, endpoints: list[Endpoint], watch: bool, body: bytes | None) -> None:
-        pick = Pick(tuple(endpoints), body=body, watch_answer=watch)
+    @rule(endpoints=ENDPOINTS, watch=st.booleans(), body=st.none() | CHUNK, rewrites=st.booleans())
+    def picks(
+        self, endpoints: list[Endpoint], watch: bool, body: bytes | None, rewrites: bool
+    ) -> None:
+        # No chunk is long enough to name a model, so none is changed.
+        rewrite = (lambda _: answer_renamer("application/json", "alias")) if rewrites else None
+        pick = Pick(tuple(endpoints), body=body, watch_answer=watch, rewrite_answer=rewrite)
         before = len(self.answers)
         was_open = self.open_ask
         if was_open and endpoints and self.asked and self.asked.body:

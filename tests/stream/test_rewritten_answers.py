@@ -1,6 +1,7 @@
 """An answer that is rewritten on its way, in every mode and at every chunking."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -124,3 +125,15 @@ def test_a_stream_is_not_left_within_a_name() -> None:
         leave.append(stream.can_leave)
     assert leave == [True, False, False, True, True]
     assert not stream.settled
+
+
+@pytest.mark.parametrize("mode", [BodyMode.BUFFERED, BodyMode.FULL_DUPLEX_STREAMED])
+def test_a_rewritten_request_is_not_kept_until_its_answer_ends(mode: BodyMode) -> None:
+    stream = Stream(StreamSettings())
+    first = proxy.headers("request", {":method": "POST"})
+    stream.receive(proxy.announce(first, mode, BodyMode.NONE))
+    stream.receive(proxy.body("request", b"x" * 1000, end=True))
+    body = bytes(100_000)
+    references = sys.getrefcount(body)
+    stream.picked(Pick((Endpoint("10.0.0.1:8000"),), body=body, rewrite_answer=rename))
+    assert sys.getrefcount(body) == references
