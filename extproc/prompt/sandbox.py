@@ -129,6 +129,10 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         """The variable in which one render's steps are counted."""
         return {_STEPS: _Steps()}
 
+    def tree(self, source: str) -> nodes.Template:
+        """The template as it is written, without what counts its steps."""
+        return super()._parse(source, None, None)
+
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)
         for loop in template.find_all(nodes.For):

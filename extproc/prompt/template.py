@@ -79,7 +79,7 @@ class ChatTemplate:
         self._formats: dict[str, None] = {}
         sandbox = self._sandbox()
         try:
-            tree = sandbox.parse(source)
+            tree = sandbox.tree(source)
             self._template = sandbox.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"{name}:{error.lineno}: not a Jinja template: {error}") from None
