@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from envoy_data_plane.envoy.config.core.v3 import (
+    BackoffStrategy,
     GrpcService,
     GrpcServiceEnvoyGrpc,
     RetryPolicy,
@@ -48,8 +49,10 @@ def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> Externa
             envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=PICKERS_CLUSTER),
             # A picker that died between two health checks: the next one is asked instead.
             retry_policy=RetryPolicy(
-                retry_on="connect-failure,unavailable",
+                retry_on="connect-failure,reset,unavailable",
                 num_retries=2,
+                # 1 s if unset: as long as the whole message may take.
+                retry_back_off=BackoffStrategy(base_interval=timedelta(milliseconds=10)),
                 retry_host_predicate=[
                     RetryPolicyRetryHostPredicate(
                         name="envoy.retry_host_predicates.previous_hosts",
