@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
-from extproc.errors import BadRequest, Unroutable
+from extproc.errors import BadRequest, PreviousResponse, Unroutable
 from extproc.prompt.ids import pack_ids
 from extproc.prompt.rawarray import RawArray
 from extproc.prompt.reader import Body, BodyReader, read_fields
@@ -143,8 +143,8 @@ def _messages(fields: Body) -> Chat:
 
 def _responses(fields: Body) -> Chat | Plain:
     """vLLM 0.32.0, openai/responses/protocol.py, build_chat_params."""
-    if fields.get("previous_response_id") is not None:
-        raise Unroutable("previous_response")
+    if (previous := fields.get("previous_response_id")) is not None:
+        raise PreviousResponse(previous if isinstance(previous, str) else "")
     if fields.get("previous_input_messages") is not None or fields.get("prompt") is not None:
         raise Unroutable("responses_field_unknown")
     items = fields.items

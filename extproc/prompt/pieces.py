@@ -20,7 +20,7 @@ from extproc.terms import KEY_BYTES, TOKEN_BYTES, BlockKey, PackedKeys, TokenIds
 _UNCUT = b"\xff"
 """Begins a piece that no cut does; no UTF-8 text has this byte."""
 
-_NODE_BYTES = 500
+_NODE_BYTES = 650
 """About what one node takes besides its keys and ids."""
 
 

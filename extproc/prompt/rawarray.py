@@ -55,6 +55,11 @@ class RawArray:
         """Bytes of the items."""
         return self.ends[-1] - self.starts[0] if self.ends else 0
 
+    @property
+    def new_size(self) -> int:
+        """Bytes of the items that no earlier body had."""
+        return self.size - (self.ends[self._known - 1] - self.starts[0] if self._known else 0)
+
     def decoded(self, indices: Iterable[int] | None = None) -> list[Json]:
         """The values of these items, or of all."""
         data, starts, ends = self._data, self.starts, self.ends

@@ -76,7 +76,7 @@ class ServedModel:
         chat_template: a file that takes the place of the model's own.
         memo_bytes: the bound of what is remembered of prompts; 0 remembers nothing.
         message_prefixes: whether a known turn may spare its rendering (see turns.py).
-        now: the engine's clock, for templates that write the date.
+        now: the engine's clock, for templates that write the date; without a time zone, as there.
         trust_request_template: whether a template that a request brings is rendered, in the
             sandbox; only for engines that do so (vLLM's `--trust-request-chat-template`).
 

@@ -77,6 +77,13 @@ class Prompt:
     max_tokens: int | None = None
     user: str = ""
 
+    @property
+    def new_bytes(self) -> int:
+        """About how much of the prompt no earlier body had: what encoding it will cost."""
+        if isinstance(self.content, Chat):
+            return self.content.messages.new_size
+        return sum(map(len, self.content.prompts))
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.errors import BadRequest, HomingError, Unroutable
+from extproc.prompt import parse_body
 from extproc.prompt.rawarray import RawArray
 from extproc.prompt.reader import BodyReader, read_fields
 
@@ -66,6 +67,19 @@ def test_known_messages_are_known_again() -> None:
     assert items is not None
     assert len(items) == 4
     assert len(items.digests()) == 2  # of the last known one and of the new one
+
+
+def test_new_bytes_are_those_of_new_messages() -> None:
+    path = "/v1/chat/completions"
+    messages = [{"role": "user", "content": BIG + "new bytes"}]
+    first = parse_body(path, body(messages, {}, {}, 0))
+    assert first.new_bytes > len(BIG)
+    messages.append({"role": "assistant", "content": "y" * 100})
+    second = parse_body(path, body(messages, {}, {}, 0))
+    assert 100 < second.new_bytes < 200
+    again = parse_body(path, body(messages, {}, {}, 0))
+    assert again.new_bytes == 0
+    assert parse_body("/v1/completions", b'{"prompt": ["ab", "c"]}').new_bytes == 3
 
 
 def test_body_that_begins_otherwise_is_new() -> None:
