@@ -154,9 +154,7 @@ class NameScanner:
 
     def _can_name(self) -> bool:
         """Whether an object that begins now can name the model."""
-        if self._depth == 1 == self._named:
-            return self._next is _Next.VALUE and self._key in self._around
-        return self._depth == 0
+        return self._depth == 0 or (self._depth == 1 and self._key in self._around)
 
     def _string_end(self, data: bytes, at: int) -> int | None:
         """Just behind the quote that ends the string; None where it goes on in the next chunk."""

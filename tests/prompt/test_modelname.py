@@ -191,6 +191,24 @@ def test_an_event_that_was_cut_short_does_not_spoil_the_next() -> None:
         assert renamed(EVENTS, chunks) == body.replace(b"real", b"alias")
 
 
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ('{"response":{"model":"real","x":{}},"model":"real"}', 2),
+        ('{"x":[{"y":[]},{}],"message":{"x":{"model":"real"},"model":"real"}}', 1),
+        ('{"x":{"message":{"model":"real"}},"message":{"response":{"model":"real"}}}', 0),
+        ('{"message":[{"model":"real"}],"response":"message","x":{"model":"real"}}', 0),
+        ('[{"model":"real"},{"response":{"model":"real"}}]', 0),
+        ('{"\\u006dessage":{"mode\\u006c":"real"}}', 1),
+    ],
+)
+def test_a_model_is_named_at_the_top_in_response_and_in_message(answer: str, named: int) -> None:
+    for chunks in cuts(answer.encode()):
+        out = renamed(JSON, chunks)
+        assert out.count(b'"alias"') == named
+        assert out.replace(b'"alias"', b'"real"') == answer.encode()
+
+
 def test_what_was_generated_is_left_as_it_is() -> None:
     said = 'The "model": "real" is real: {"model": "real"}'
     value = {
