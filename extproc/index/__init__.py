@@ -16,7 +16,9 @@ from extproc.index.facts import (
     Source,
     Tier,
 )
-from extproc.index.prefix import Bounds, Depths, IndexStats, PrefixIndex
+from extproc.index.lookup import Depths
+from extproc.index.prefix import IndexStats, PrefixIndex
+from extproc.index.scope import Bounds
 
 __all__ = [
     "Bounds",

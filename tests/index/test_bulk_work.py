@@ -17,9 +17,10 @@ from extproc.index import (
     PrefixIndex,
     Source,
     Tier,
-    prefix,
+    holdings,
 )
 from extproc.index.order import Order
+from extproc.index.scope import BLOCK_BYTES
 from extproc.index.table import BATCH_KEYS
 from extproc.index.tree import MAX_EDGE
 from extproc.terms import NO_BLOCK, InstanceId, PackedKeys
@@ -44,7 +45,7 @@ def one_by_one(*prompts: str) -> PackedKeys:
 
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix, "_SLICE", 5)
+    monkeypatch.setattr(holdings, "_SLICE", 5)
 
 
 @pytest.mark.usefixtures("small_slices")
@@ -80,7 +81,7 @@ def test_every_kind_of_bulk_work_is_cut_and_ends_as_if_it_were_not(fact: str) ->
     while index.step():
         pass
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefix, "_SLICE", 10_000)
+        patch.setattr(holdings, "_SLICE", 10_000)
         whole.apply(bulk)
     assert whole.backlog == 0
     assert index.digest == whole.digest
@@ -89,7 +90,7 @@ def test_every_kind_of_bulk_work_is_cut_and_ends_as_if_it_were_not(fact: str) ->
 
 @pytest.mark.usefixtures("small_slices")
 def test_a_bound_is_kept_in_slices_too() -> None:
-    index = PrefixIndex(Bounds(pool_bytes=200 * prefix.BLOCK_BYTES))
+    index = PrefixIndex(Bounds(pool_bytes=200 * BLOCK_BYTES))
     index.apply(Joined(A, 16))
     bushy(index, 60)
     index.apply(held(A, LONG[:190]))
@@ -102,7 +103,7 @@ def test_a_bound_is_kept_in_slices_too() -> None:
 def test_facts_alone_work_the_backlog_off(monkeypatch: pytest.MonkeyPatch) -> None:
     index = index_of(A)
     prompts = bushy(index, 40)
-    monkeypatch.setattr(prefix, "_SLICE", 5)
+    monkeypatch.setattr(holdings, "_SLICE", 5)
     index.apply(Dropped(A, Tier.GPU, one_by_one(*prompts), Source.EVENT))
     for _ in range(20):
         index.apply(held(A, "s"))

@@ -82,5 +82,5 @@ def test_the_queue_of_touches_does_not_grow_with_the_history() -> None:
     index.apply(held(A, "abcdef"))
     for _ in range(5000):
         index.apply(held(A, "abcdef"))
-    (instance,) = index._instances.values()
+    (instance,) = index.instances()
     assert len(instance.tails[Tier.GPU]) == 1

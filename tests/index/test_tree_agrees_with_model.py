@@ -17,6 +17,7 @@ from extproc.index import (
     PrefixIndex,
     Source,
     Tier,
+    holdings,
     prefix,
     table,
     tree,
@@ -168,11 +169,11 @@ class TinyHistories(Histories):
 
     def __init__(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        for module in (prefix, tree):
+        for module in (holdings, tree):
             self.patch.setattr(module, "MAX_EDGE", 3)
-        self.patch.setattr(prefix, "_SLICE", 1)
+        self.patch.setattr(holdings, "_SLICE", 1)
         self.patch.setattr(prefix, "_SWEEP", 16)
-        self.patch.setattr(prefix, "_JOIN_OTHERS", 1)
+        self.patch.setattr(holdings, "_JOIN_OTHERS", 1)
         self.patch.setattr(table, "BATCH_KEYS", 4)
         self.patch.setattr(table, "_SMALLEST", 16)
         super().__init__()
