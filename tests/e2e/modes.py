@@ -75,7 +75,7 @@ class Mode:
             "response_header_mode": "SEND",
             "request_body_mode": self.request,
             "response_body_mode": self.response,
-            "request_trailer_mode": "SEND" if self.request == FDS else "SKIP",
+            "request_trailer_mode": "SEND" if self.request == FDS or self.early else "SKIP",
             "response_trailer_mode": "SEND" if self.response == FDS else "SKIP",
         }
         filter_["allow_mode_override"] = self.overrides

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.e2e.http_client import Client, Cut, Exchange, Reply, client
 from tests.e2e.http_engine import EVENTS, PIECE, ZIPPED, Seen
-from tests.e2e.modes import FDS, MODES, OFTEN, Gateway, Mode, gateway
+from tests.e2e.modes import MODES, OFTEN, Gateway, Mode, gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -171,9 +171,7 @@ async def test_a_thousand_events_come_through_with_their_trailers(
 
 @every_mode
 @every_version
-async def test_a_compressed_answer_stays_as_it_is(
-    gate: Gateway, mode: Mode, version: str
-) -> None:
+async def test_a_compressed_answer_stays_as_it_is(gate: Gateway, mode: Mode, version: str) -> None:
     async with client(version, gate.port(mode)) as clients:
         exchange, case = await send(clients, "gzip", CHAT, chat(1_000))
         reply = await finish(exchange)
@@ -243,9 +241,7 @@ async def test_a_hundred_at_once_get_each_their_own(gate: Gateway, mode: Mode) -
         await asyncio.gather(*(one((first, second)[n % 2], n) for n in range(MANY)))
 
 
-TUNNELS = [
-    mode for mode in MODES if not mode.request.startswith("BUFFERED") or mode.overrides
-]
+TUNNELS = [mode for mode in MODES if not mode.request.startswith("BUFFERED") or mode.overrides]
 """A body that is buffered is shown at its end, which a tunnel has not: Homing must be allowed to
 ask for less, or the upgrade be taken from the filter (`upgrade_configs.filters`)."""
 
