@@ -167,7 +167,9 @@ class Holdings:
                 edge.own_plane(plane).full = bit
             keys = keys[MAX_EDGE * KEY_BYTES :]
         assert edge is not None
-        self._count(instance, planes[0], edge, added)
+        instance.counts[planes[0]] += added
+        if self._scopes.any:
+            self._count_scopes(instance, edge, added)
         return edge
 
     # Recency
@@ -380,11 +382,14 @@ class Holdings:
         """The instance has so many blocks more (or fewer) of this edge."""
         instance.counts[tier] += blocks
         if self._scopes.any:
-            for scope in self._scopes.of(edge.tenant):
-                instance.scopes[scope] = instance.scopes.get(scope, 0) + blocks
-                if not instance.scopes[scope]:
-                    del instance.scopes[scope]
-                scope.held += blocks
+            self._count_scopes(instance, edge, blocks)
+
+    def _count_scopes(self, instance: Instance, edge: Edge, blocks: int) -> None:
+        for scope in self._scopes.of(edge.tenant):
+            instance.scopes[scope] = instance.scopes.get(scope, 0) + blocks
+            if not instance.scopes[scope]:
+                del instance.scopes[scope]
+            scope.held += blocks
 
     def _queued(self, instance: Instance, edge: Edge, stamp: int) -> None:
         for scope in self._scopes.of(edge.tenant):

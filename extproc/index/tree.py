@@ -136,7 +136,7 @@ class Store:
     """Edges by id. Arrays of objects, because the collector looks into lists and not into these."""
 
     def __init__(self) -> None:
-        self._chunks: list[npt.NDArray[np.object_]] = []
+        self.chunks: list[npt.NDArray[np.object_]] = []
         self._free: list[int] = []
         self.end = 1
         """Beyond the largest id."""
@@ -146,19 +146,19 @@ class Store:
         edge_id = self._free.pop() if self._free else self.end
         if edge_id == self.end:
             self.end += 1
-            if edge_id // _CHUNK == len(self._chunks):
-                self._chunks.append(np.empty(_CHUNK, np.object_))
-        self._chunks[edge_id // _CHUNK][edge_id % _CHUNK] = edge
+            if edge_id // _CHUNK == len(self.chunks):
+                self.chunks.append(np.empty(_CHUNK, np.object_))
+        self.chunks[edge_id // _CHUNK][edge_id % _CHUNK] = edge
         edge.id = edge_id
 
     def get(self, edge_id: int) -> Edge | None:
         """The edge with this id, None if it has gone."""
-        edge: Edge | None = self._chunks[edge_id // _CHUNK][edge_id % _CHUNK]
+        edge: Edge | None = self.chunks[edge_id // _CHUNK][edge_id % _CHUNK]
         return edge
 
     def remove(self, edge: Edge) -> None:
         """Forget the edge; its id is free again."""
-        self._chunks[edge.id // _CHUNK][edge.id % _CHUNK] = None
+        self.chunks[edge.id // _CHUNK][edge.id % _CHUNK] = None
         self._free.append(edge.id)
 
     def __iter__(self) -> Iterator[Edge]:
@@ -206,13 +206,14 @@ class Tree:
     def find(self, number: BlockKey) -> tuple[Edge, int] | None:
         """The edge that has this block, and its place there; None if there is none. ~2 µs."""
         slots = self.table.slots
-        size, view = slots.size, slots.view
+        size, view, chunks = slots.size, slots.view, self.store.chunks
         key = number.to_bytes(KEY_BYTES, "little")
         tag = number & TAG_MASK
         at = (number >> 32) * size >> 32
         while entry := view[at]:
             if entry & TAG_MASK == tag:
-                edge = self.store.get(entry >> TAG_BITS)
+                edge_id = entry >> TAG_BITS
+                edge = chunks[edge_id // _CHUNK][edge_id % _CHUNK]
                 if edge is not None:
                     if edge.keys[-KEY_BYTES:] == key:  # the usual case, at the end of a turn
                         return edge, edge.size - 1
