@@ -3,7 +3,14 @@
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from extproc.index import (
     Bounds,
@@ -189,3 +196,11 @@ TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestTinyHistories = TinyHistories.TestCase
 TestTinyHistories.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("machine", [Histories, TinyHistories])
+def test_many_more_and_longer_histories(machine: type[Histories]) -> None:
+    long = settings(max_examples=1500, stateful_step_count=80, deadline=None)
+    run_state_machine_as_test(machine, settings=long)

@@ -166,6 +166,14 @@ def test_a_block_on_the_cpu_counts_there_and_survives_on_the_gpu() -> None:
     assert index.match(packed("abcd")) == {A: Depths(1, 1)}
 
 
+def test_a_pick_asserts_the_chain_in_its_own_tier() -> None:
+    index = index_of(A)
+    index.apply(held(A, "ab"))
+    index.apply(held(A, "ab", after=2, tier=Tier.CPU))
+    index.apply(dropped(A, "ab", 0, 1))
+    assert index.match(packed("ab")) == {A: Depths(0, 2)}
+
+
 def test_tiers_are_added_block_by_block() -> None:
     index = index_of(A)
     for tier, after, prompt in (
