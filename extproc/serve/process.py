@@ -120,11 +120,8 @@ class Processor:
             self._limits.hold_timeout_ms / 1000, session.expire, "hold_timeout"
         )
         try:
-            while session.cut is None and not session.left:
-                message = await context.read()
-                if message is grpc.aio.EOF:
-                    break
-                await session.receive(message)
+            while session.cut is None and not session.left and await session.receive():
+                pass
             if session.cut is not None:
                 self._metrics.streams_cut.labels(session.cut.reason).inc()
                 self._once.warning(session.cut.reason, "stream ended: %s", session.cut.reason)
@@ -173,16 +170,24 @@ class _Session:
         self.task = _this_task()
         """The one that serves the stream."""
 
-    async def receive(self, message: ProcessingRequest) -> None:
-        """Do what the message asks for, after what the deadline may still be writing."""
+    async def receive(self) -> bool:
+        """Read a message and do what it asks for; False where none comes any more.
+
+        Not before what the deadline may still be writing is written.
+        """
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            return False
         if self._late is not None:
             await self._late
         commands = self._stream.receive(message)
+        del message  # it has the body a second time, and a pick may take long
         self._busy = bool(commands)
         self._note_held()
         await self._run(commands)
         self._busy = False
         self.leave(self._leave)
+        return True
 
     @property
     def state(self) -> str:
