@@ -6,7 +6,8 @@ from typing import Literal
 
 from extproc.config import Config, Model, Pool, TlsFiles
 from extproc.errors import ConfigError, Unroutable
-from extproc.prompt import Chat, Prompt, ServedModel
+from extproc.loading import load_model
+from extproc.prompt import Chat, Prompt
 from extproc.terms import TOKEN_BYTES
 
 _TRIAL = Prompt(
@@ -67,9 +68,11 @@ def _count(things: Sized, word: str) -> str:
 
 
 def _try_model(model: Model) -> Iterator[str]:
-    served = ServedModel.load(model.name, model.tokenizer, model.chat_template)
+    served = load_model(model)
     yield " = ".join((f"model {model.name}", *model.aliases))
     yield f"  tokenizer {model.tokenizer}"
+    if model.adapters:
+        yield f"  adapters {', '.join(model.adapters)}"
     if model.chat_template is not None:
         yield f"  chat template {model.chat_template}"
     try:

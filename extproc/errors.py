@@ -44,6 +44,14 @@ class Unroutable(HomingError):
         self.detail = detail
 
 
+class PreviousResponse(Unroutable):
+    """The conversation is in the engine that answered `response_id`."""
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__("previous_response")
+        self.response_id = response_id
+
+
 class NoEndpoint(HomingError):
     """No endpoint is eligible: none is listed, or the subset hint leaves none; a 503."""
 

@@ -5,6 +5,7 @@ through our own template and tokenizer. Nothing of a body is in an outcome, only
 """
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, unique
@@ -13,7 +14,9 @@ from typing import Any
 
 import aiohttp
 
+from extproc.config import Config
 from extproc.errors import BadRequest, ConfigError, PeerViolation, Unroutable
+from extproc.loading import load_model
 from extproc.prompt import ServedModel, parse_body, unpack_ids
 
 _CONTEXT = 4
@@ -141,6 +144,26 @@ def _ids_of(answer: Any) -> list[list[int]]:
         for choice in answer.get("choices") or []
         if isinstance(choice, dict) and isinstance(choice.get("prompt_token_ids"), list)
     ]
+
+
+async def run(config: Config, name: str | None, engine: str, requests: Path) -> int:
+    """The command: a line for each request that is not equal, then the counts on stdout.
+
+    name: of one of the configuration's models, None for the first. Returns 1 where a request
+    differs, else 0. Raises ConfigError for a name that is not configured, and as above.
+    """
+    models = {model.name: model for pool in config.pools for model in pool.models}
+    listed = models.get(name) if name is not None else config.pools[0].models[0]
+    if listed is None:
+        raise ConfigError(f"no model {name}; configured are {', '.join(models)}")
+    counts: Counter[Verdict] = Counter()
+    async for outcome in compare(engine, load_model(listed), read_requests(requests)):
+        counts[outcome.verdict] += 1
+        if outcome.verdict is not Verdict.EQUAL:
+            said = f"{outcome.number} {outcome.path}: {outcome.verdict.value}: {outcome.detail}"
+            print(said, flush=True)
+    print(", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict))
+    return int(bool(counts[Verdict.DIFFERENT]))
 
 
 def _difference(ours: list[list[int]], theirs: list[list[int]]) -> str:

@@ -14,7 +14,15 @@ from extproc import __version__
 from extproc.cli import app, main
 from extproc.demo.engine import DEMO_TOKENIZER
 
-COMMANDS = ("check", "config-schema", "demo", "engine", "envoy-config", "serve")
+COMMANDS = (
+    "check",
+    "config-schema",
+    "demo",
+    "engine",
+    "envoy-config",
+    "parity",
+    "serve",
+)
 
 RIGHT = f"""
 listen: 127.0.0.1:9002
@@ -53,7 +61,7 @@ def test_help_names_every_command_and_what_it_does() -> None:
     run = homing("--help")
     assert run.returncode == 0
     described = re.findall(r"^│ ([a-z][a-z-]+)  +(\S.*)│$", run.stdout, re.MULTILINE)
-    assert sorted(name for name, _ in described) == sorted(COMMANDS)
+    assert sorted(name for name, _ in described) == sorted([*COMMANDS, "index"])
     assert all(len(text.strip()) > 15 for _, text in described)
 
 

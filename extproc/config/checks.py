@@ -26,6 +26,7 @@ def _model_names(config: Config) -> Iterator[tuple[FieldPath, str]]:
             at = ("pools", p, "models", m)
             yield (*at, "name"), model.name
             yield from (((*at, "aliases", a), alias) for a, alias in enumerate(model.aliases))
+            yield from (((*at, "adapters", a), name) for a, name in enumerate(model.adapters))
 
 
 def _check_instances(at: FieldPath, pool: Pool) -> Iterator[Finding]:

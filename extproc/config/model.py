@@ -4,6 +4,7 @@
 import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -49,6 +50,14 @@ def _checked_name(value: str) -> str:
     return value
 
 
+def _checked_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError(f'"{value}" is no time zone; write one such as Europe/Berlin') from None
+    return value
+
+
 def _checked_url(value: str) -> str:
     if not re.fullmatch(r"https?://[^\s/]+", value):
         raise ValueError(f'"{value}" must be http://host:port, or https:// for TLS')
@@ -62,6 +71,10 @@ BodyModeName: TypeAlias = Literal[
     "NONE", "STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "FULL_DUPLEX_STREAMED"
 ]
 
+HeaderName: TypeAlias = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=100)
+]
+TimeZone: TypeAlias = Annotated[str, AfterValidator(_checked_zone)]
 ModelName: TypeAlias = Annotated[str, Field(min_length=1)]
 EndpointAddress: TypeAlias = Annotated[Endpoint, AfterValidator(parse_endpoint)]
 ListenAddress: TypeAlias = Annotated[str, AfterValidator(parse_listen)]
@@ -89,12 +102,30 @@ class Model(Section):
     """Whether a request that gives an alias is forwarded with `name` in its place, for engines that
     know no aliases; the answer gives the alias again where its body is shown (docs/rewrite.md)."""
 
+    adapters: tuple[ModelName, ...] = ()
+    """LoRA adapters of this model, by the names that requests give as their `model`. Each has
+    blocks of its own."""
+
     tokenizer: FilePath
     """Folder with the model's `tokenizer.json` and `tokenizer_config.json`, as the engine uses
     them."""
 
     chat_template: FilePath | None = None
     """Jinja file to render chats with, where the engine was given one; else the tokenizer's."""
+
+    time_zone: TimeZone | None = None
+    """The engine's time zone, such as `Europe/Berlin`, for templates that write the date; this
+    process's if not given."""
+
+    trust_request_template: bool = False
+    """Whether a template that a request brings is rendered, in the sandbox: only where the engine
+    does so too (vLLM's `--trust-request-chat-template`). Such a request is routed by load if not.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that a request may call it."""
+        return (self.name, *self.aliases, *self.adapters)
 
 
 class Instance(Section):
@@ -126,6 +157,10 @@ class Pool(Section):
 
     instances: Annotated[tuple[Instance, ...], Field(min_length=1)]
     """The engines."""
+
+    tenant_header: HeaderName | None = None
+    """Request header that names the tenant: prompts of two tenants share no block. For engines that
+    keep them apart, by a `cache_salt` that the gateway adds; the gateway sets the header too."""
 
     block_size: Count = 16
     """Tokens a block: the engine's, or a multiple of it, 16 or more for a small index."""
@@ -324,7 +359,7 @@ class Config(Section):
     fallbacks: Count = 3
     """Most endpoints in a pick: the first, and those that a retry of the proxy goes to."""
 
-    pool_header: str | None = None
+    pool_header: HeaderName | None = None
     """Request header that names the pool, for a gateway that sets it and removes a client's own.
     Metadata `homing: {pool: NAME}` of the request or its route goes before it, the model after."""
 

@@ -1,6 +1,7 @@
 """The admin port: health, readiness, metrics and what is known, over HTTP. No text of any body."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from time import monotonic
 
 from aiohttp import web
@@ -8,9 +9,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from extproc.config.addresses import UNIX_PREFIX, split_endpoint
 from extproc.errors import ConfigError
+from extproc.index import dump, render
 from extproc.serve.pool import Pool
 from extproc.serve.process import Processor
 from extproc.telemetry import Metrics
+
+MOST_EDGES = 10_000
+"""Of one dump: it is made at once, on the event loop."""
 
 
 class Admin:
@@ -32,6 +37,7 @@ class Admin:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._scrape)
         app.router.add_get("/pools", self._describe)
+        app.router.add_get("/pools/{name}/index", self._index)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, listen: str) -> None:
@@ -76,3 +82,27 @@ class Admin:
 
     async def _describe(self, _: web.Request) -> web.Response:
         return web.json_response([pool.describe(monotonic()) for pool in self._pools()])
+
+    async def _index(self, request: web.Request) -> web.Response:
+        """The index in numbers; with `dump=json` or `dump=tree` its edges too, `limit` at most."""
+        pool = next((p for p in self._pools() if p.name == request.match_info["name"]), None)
+        if pool is None:
+            return web.json_response({"error": "no such pool"}, status=404)
+        form = request.query.get("dump")
+        if form is None:
+            digest = f"{pool.index.digest:016x}"
+            return web.json_response({"digest": digest, **asdict(pool.index.stats())})
+        limit = request.query.get("limit", str(MOST_EDGES))
+        if not limit.isdecimal() or form not in ("json", "tree"):
+            return web.json_response({"error": "dump is json or tree, limit a number"}, status=400)
+        if pool.index.stats().edges > MOST_EDGES and "force" not in request.query:
+            return web.json_response(
+                {"error": f"more than {MOST_EDGES} edges: a dump holds up requests; force does it"},
+                status=409,
+            )
+        # Keys stay in the process: what is shown is short and keyed with the pool's secret.
+        secret = int.from_bytes(pool.secret[:8])
+        edges = dump(pool.index, secret, min(int(limit), MOST_EDGES))
+        if form == "tree":
+            return web.Response(text=render(edges) + "\n")
+        return web.json_response(edges)

@@ -11,6 +11,7 @@ from extproc.routing import Utilisation
 from extproc.serve.admin import Admin
 from extproc.serve.drain import drain
 from extproc.serve.encoder import Encoder
+from extproc.serve.idle import IdleWork
 from extproc.serve.models import Models
 from extproc.serve.picker import Picker
 from extproc.serve.pool import Pool
@@ -38,6 +39,7 @@ class App:
         self.metrics = Metrics()
         self.ready = False
         self._log: FactLog = MemoryLog()
+        self._idle: asyncio.Future[None] | None = None
         self._known: dict[str, Pool] = {}
         self._models = Models()
         # Requests that come while the models are loaded are routed by load.
@@ -59,6 +61,7 @@ class App:
             scores=settings.scores,
             models_endpoint=settings.models_endpoint,
             conformance=settings.conformance,
+            watching=settings.proxy.mode_override,
         )
         self.processor = Processor(
             picker,
@@ -83,6 +86,7 @@ class App:
         port = await self._server.start()
         logger.info("homing %s serves ext_proc on %s", __version__, self.settings.listen)
         await self.take(self.settings)
+        self._idle = asyncio.ensure_future(IdleWork(lambda: self.pools, self.metrics).run())
         self.ready = True
         await self._server.ready()
         logger.info("ready")
@@ -102,9 +106,7 @@ class App:
             gone.configure(gone.config.model_copy(update={"instances": ()}))
         for pool in pools:
             pool.models = {
-                name: models[listed.name]
-                for listed in pool.config.models
-                for name in (listed.name, *listed.aliases)
+                name: models[listed.name] for listed in pool.config.models for name in listed.names
             }
         self.pools = pools
         self._lookup = Pools(pools, settings.pool_header)
@@ -130,6 +132,8 @@ class App:
     async def stop(self) -> None:
         """End now, in order; requests that are still open are cut."""
         self.ready = False
+        if self._idle:
+            self._idle.cancel()
         await self._server.stop()
         await self._admin.stop()
         self._encoder.close()

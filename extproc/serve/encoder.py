@@ -7,13 +7,18 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from extproc.errors import Unroutable
-from extproc.prompt import Chain, is_llm_path, parse_body, root_seed
+from extproc.prompt import Chain, find_model, is_llm_path, parse_body, root_seed
 from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
 from extproc.stages import Stages
 from extproc.stream import Request
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 INLINE_BODY_BYTES = 32 * 1024
 """Bodies up to here are encoded on the event loop: a hop to a thread costs more than they do."""
@@ -65,23 +70,40 @@ class Encoder:
             raise Unroutable("no_body")
         if len(body) <= INLINE_BODY_BYTES:
             return self._encode(request, body, stages)
-        if self._queued >= QUEUE_LIMIT:
-            raise Unroutable("encoders_busy")
-        self._queued += 1
         # Stages of its own: a thread that is not waited for any more must not write into ours.
         inner = Stages()
-        work = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._encode, request, body, inner
-        )
-        work.add_done_callback(self._done)
-        try:
-            encoded = await asyncio.wait_for(asyncio.shield(work), self._timeout_s)
-        except TimeoutError as late:
-            raise Unroutable("pick_timeout") from late
+        encoded = await self._in_thread(self._encode, request, body, inner)
         stages.spans.extend(inner.spans)
         return encoded
 
-    def _done(self, work: "asyncio.Future[Encoded]") -> None:
+    async def model_of(self, request: Request) -> str | None:
+        """The model that the body names, where nothing else could be made of the request.
+
+        Raises Unroutable where there is no time or no thread for it.
+        """
+        body = request.body
+        if not body:
+            return None
+        if len(body) <= INLINE_BODY_BYTES:
+            found = find_model(body)
+        else:
+            found = await self._in_thread(find_model, body)
+        return found.name if found else None
+
+    async def _in_thread(self, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
+        if self._queued >= QUEUE_LIMIT:
+            raise Unroutable("encoders_busy")
+        self._queued += 1
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, partial(function, *args, **named)
+        )
+        work.add_done_callback(self._done)
+        try:
+            return await asyncio.wait_for(asyncio.shield(work), self._timeout_s)
+        except TimeoutError as late:
+            raise Unroutable("pick_timeout") from late
+
+    def _done(self, work: "asyncio.Future[Any]") -> None:
         self._queued -= 1
         if not work.cancelled():
             work.exception()  # retrieved here, in case the pick gave up waiting
@@ -94,5 +116,13 @@ class Encoder:
         if model is None:
             raise Unroutable("model_loading")
         size = pool.config.block_size
-        root = root_seed(secret=pool.secret, model=model.name, salt=prompt.salt, block_size=size)
+        tenant = pool.config.tenant_header
+        root = root_seed(
+            secret=pool.secret,
+            model=model.name,
+            adapter=prompt.model if prompt.model in pool.adapters else prompt.adapter,
+            salt=prompt.salt,
+            tenant=request.headers.get(tenant.lower(), "") if tenant else "",
+            block_size=size,
+        )
         return Encoded(pool, model.encode(prompt, root, size, stages))

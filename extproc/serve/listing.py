@@ -16,12 +16,7 @@ def asks_for_models(request: Request) -> bool:
 def list_models(pools: Pools) -> Reply:
     """The models of all pools in OpenAI's form, each with its aliases, as the configuration lists
     them."""
-    names = (
-        name
-        for pool in pools.all
-        for model in pool.config.models
-        for name in (model.name, *model.aliases)
-    )
+    names = (name for pool in pools.all for model in pool.config.models for name in model.names)
     # OpenAI's clients demand a time; none is known, and replicas have to agree.
     models = [{"id": name, "object": "model", "created": 0, "owned_by": "homing"} for name in names]
     return Reply("models", json.dumps({"object": "list", "data": models}).encode())

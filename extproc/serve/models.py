@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from extproc import config
 from extproc.errors import ConfigError
+from extproc.loading import load_model
 from extproc.prompt import ServedModel
 
 Stamp: TypeAlias = tuple[int, int, int]
@@ -25,11 +26,10 @@ def stamp(file: Path) -> Stamp | None:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What a model was read from, and when that was changed."""
+    """What a model is read from and how, and when that was changed."""
 
-    name: str
-    tokenizer: Path
-    chat_template: Path | None
+    model: config.Model
+    """Without its other names, which change nothing of what is read."""
     stamps: tuple[tuple[Path, Stamp | None], ...]
 
     @classmethod
@@ -38,7 +38,7 @@ class _Files:
         files = [file for kind in ("*.json", "*.jinja") for file in model.tokenizer.glob(kind)]
         files += [listed] if listed is not None else []
         stamps = tuple((file, stamp(file)) for file in sorted(files))
-        return cls(model.name, model.tokenizer, listed, stamps)
+        return cls(model.model_copy(update={"aliases": (), "adapters": ()}), stamps)
 
 
 class Models:
@@ -60,13 +60,11 @@ class Models:
                 loaded[files] = known
                 continue
             try:
-                loaded[files] = await asyncio.to_thread(
-                    ServedModel.load, files.name, files.tokenizer, files.chat_template
-                )
+                loaded[files] = await asyncio.to_thread(load_model, files.model)
             except ConfigError as error:
                 raise ConfigError(f"{field}: {error}") from None
         self._loaded = loaded
-        return {files.name: model for files, model in loaded.items()}
+        return {files.model.name: model for files, model in loaded.items()}
 
 
 def _listed(pools: Sequence[config.Pool]) -> Iterator[tuple[str, config.Model]]:

@@ -10,10 +10,11 @@ import itertools
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-from extproc.errors import BadRequest, NoEndpoint, Unroutable
+from extproc.errors import BadRequest, NoEndpoint, PreviousResponse, Unroutable
 from extproc.index import Depths
 from extproc.routing import Ranking, Turn
 from extproc.serve.conformance import chosen
@@ -23,6 +24,7 @@ from extproc.serve.placed import Placed
 from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
 from extproc.serve.rename import Renamed, Renamer
+from extproc.serve.responses import PATH, Answerer, Responses
 from extproc.serve.subset import eligible
 from extproc.stages import Stages
 from extproc.stream import Pick, Refusal, Reply, Request
@@ -36,7 +38,9 @@ BYTES_PER_TOKEN = 4
 """A guess for the load of a prompt whose tokens are unknown; never used for a price."""
 
 
-EXPECTED_REASONS = frozenset(("other_path", "no_body"))
+EXPECTED_REASONS = frozenset(
+    ("other_path", "no_body", "previous_response", "previous_response_unknown")
+)
 """Nothing is wrong with such a request: counted, not logged."""
 
 
@@ -54,6 +58,7 @@ class Picker:
         scores: bool,
         models_endpoint: bool,
         conformance: bool,
+        watching: bool,
     ) -> None:
         self._pools = pools
         self._encoder = encoder
@@ -65,6 +70,8 @@ class Picker:
         self._models_endpoint = models_endpoint
         self._conformance = conformance
         self._renamer = Renamer(pools, metrics)
+        self._watching = watching
+        self._responses = Responses()
         self._once = LogOnce(logger)
         self._turns = itertools.count()
 
@@ -99,6 +106,7 @@ class Picker:
         stages = Stages()
         encoded: Encoded | None = None
         reason = ""
+        answerer: Answerer | None = None
         try:
             if beyond is not None:
                 raise Unroutable(beyond)
@@ -107,22 +115,38 @@ class Picker:
             return self._refuse(Refusal(bad.status, bad.code, str(bad)))
         except Unroutable as unknown:
             reason = unknown.reason
+            if isinstance(unknown, PreviousResponse):
+                answerer = self._responses.find(unknown.response_id)
+                reason = "previous_response" if answerer else "previous_response_unknown"
             if reason not in EXPECTED_REASONS:
                 self._once.warning(reason, "routed by load: %s", unknown)
         except Exception as fault:  # fail open: a fault of ours must not cost the client anything
             reason = self._fault("encode", fault)
         try:
             try:
-                return self._place(request, encoded, reason, stages)
+                pool = encoded.pool if encoded else await self._pool_by_load(request, answerer)
+                return self._place(request, pool, encoded, reason, stages, answerer)
             except Exception as fault:
                 if isinstance(fault, NoEndpoint) or encoded is None:
                     raise
-                return self._place(request, None, self._fault("match", fault), stages)
+                reason = self._fault("match", fault)
+                return self._place(request, encoded.pool, None, reason, stages)
         except NoEndpoint as none:
             return self._refuse(Refusal(none.status, none.code, str(none), reason=none.code))
         except Exception as fault:
             self._fault("place", fault)
             return None
+
+    async def _pool_by_load(self, request: Request, answerer: Answerer | None) -> Pool:
+        """The pool of a request that could not be looked up."""
+        pools = self._pools()
+        if answerer and (pool := pools.named(answerer.pool)):
+            return pool
+        model = None
+        if len(pools.all) > 1:
+            with suppress(Unroutable):
+                model = await self._encoder.model_of(request)
+        return pools.fallback(request, model)
 
     def _fault(self, where: str, fault: Exception) -> str:
         """Count it, say once what it was (its text may hold the prompt's), and give the reason."""
@@ -139,12 +163,19 @@ class Picker:
         return refusal
 
     def _place(
-        self, request: Request, encoded: Encoded | None, reason: str, stages: Stages
+        self,
+        request: Request,
+        pool: Pool,
+        encoded: Encoded | None,
+        reason: str,
+        stages: Stages,
+        answerer: Answerer | None = None,
     ) -> tuple[Pick, Placed]:
-        pool = encoded.pool if encoded else self._pools().fallback(request)
         candidates = eligible(pool.instances, request.subset)
         if self._conformance:
             candidates = chosen(candidates, request.headers)
+        if answerer:
+            candidates = [c for c in candidates if c.id == answerer.instance] or candidates
         now = monotonic()
         with stages.stage("match"):
             chains = encoded.chains if encoded else ()
@@ -162,11 +193,15 @@ class Picker:
         placed = Placed(pool, best.instance, best.endpoint, chains, uncached, self._metrics)
         placed.start([depth.get(best.instance, Depths(0, 0)) for depth in depths], now)
         self._count(pool, encoded, ranking, reason, stages)
+        watching = self._watching and request.path.partition("?")[0] == PATH
+        if watching:
+            placed.watch(self._responses)
         return Pick(
             endpoints=tuple(score.endpoint for score in ranking.scores[: self._fallbacks]),
             headers=self._trace(request, pool, encoded, ranking, reason, stages),
             metadata={SCORES: _scores(ranking)} if self._scores else {},
             answer_headers=_explain(encoded, ranking, reason) if self._explain else {},
+            watch_answer=watching,
         ), placed
 
     def _count(

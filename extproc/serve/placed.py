@@ -8,6 +8,7 @@ from extproc.index import Depths, Dropped, Fact, Held, Source, Tier
 from extproc.prompt import Chain
 from extproc.routing import Ticket
 from extproc.serve.pool import Pool
+from extproc.serve.responses import IdReader, Responses
 from extproc.stream import Answered
 from extproc.telemetry import Metrics
 from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, Endpoint, InstanceId, PackedKeys
@@ -31,6 +32,8 @@ class Placed:
     metrics: Metrics
     _ticket: Ticket | None = None
     _asserted: list[Held] = field(default_factory=list)
+    _responses: Responses | None = None
+    _ids: IdReader | None = None
 
     def start(self, depths: Sequence[Depths], now: float) -> None:
         """The instance was picked. depths: what it holds of each chain."""
@@ -47,6 +50,16 @@ class Placed:
             self._move(answer.served)
         if answer.status >= 400:
             self._retract()
+
+    def watch(self, responses: Responses) -> None:
+        """The answer's body will be shown: learn its response id."""
+        self._responses = responses
+        self._ids = IdReader()
+
+    def answer_body(self, data: bytes) -> None:
+        """A piece of the watched body."""
+        if self._responses and self._ids and (response := self._ids.feed(data)):
+            self._responses.remember(response, self.pool, self.instance)
 
     def ended(self) -> None:
         """The stream is over: the answer ended, or the client or the proxy went away."""

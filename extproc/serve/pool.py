@@ -37,6 +37,7 @@ class Pool:
     load: LoadLedger = field(default_factory=LoadLedger)
     models: dict[str, ServedModel] = field(default_factory=dict)
     model_names: frozenset[str] = frozenset()
+    adapters: frozenset[str] = frozenset()
     renames: dict[str, str] = field(default_factory=dict)
     instances: tuple[Instance, ...] = ()
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
@@ -68,9 +69,8 @@ class Pool:
         self.append(facts)
         self.config = listed
         self.instances = tuple(wanted.values())
-        self.model_names = frozenset(
-            name for model in listed.models for name in (model.name, *model.aliases)
-        )
+        self.adapters = frozenset(name for model in listed.models for name in model.adapters)
+        self.model_names = frozenset(name for model in listed.models for name in model.names)
         self.renames = {
             alias: model.name
             for model in listed.models

@@ -45,9 +45,17 @@ class Pools:
         except Unroutable:
             return None
 
-    def fallback(self, request: Request) -> Pool:
-        """Where a request goes by load whose model is not known: the named pool, else the first."""
-        return self._by_name.get(self._name(request) or "", self.all[0])
+    def named(self, name: str) -> Pool | None:
+        """The pool of this name."""
+        return self._by_name.get(name)
+
+    def fallback(self, request: Request, model: str | None) -> Pool:
+        """Where a request goes by load: the named pool, else the model's, else the first.
+
+        model: as the body names it; None where that is not known.
+        """
+        named = self._by_name.get(self._name(request) or "")
+        return named or self._by_model.get(model or "", self.all[0])
 
     def _name(self, request: Request) -> str | None:
         if request.pool is not None:

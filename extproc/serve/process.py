@@ -259,7 +259,8 @@ class _Session:
                     if self._placed is not None:
                         self._placed.answered(command)
                 case AnswerBody():
-                    pass
+                    if self._placed is not None:
+                        self._placed.answer_body(command.data)
                 case Finish():
                     self.cut = command
 

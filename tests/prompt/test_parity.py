@@ -1,5 +1,6 @@
 """`homing parity` against answers that a real vLLM gave, played back."""
 
+import asyncio
 import json
 import lzma
 from collections import Counter
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from extproc.config import Config, Instance, Model, Pool
+from extproc.demo.engine import DEMO_TOKENIZER
 from extproc.errors import ConfigError, PeerViolation
-from extproc.parity import Outcome, Request, Verdict, compare, read_requests
-from extproc.prompt import ServedModel
+from extproc.parity import Outcome, Request, Verdict, compare, read_requests, run
+from extproc.prompt import ServedModel, parse_body, unpack_ids
+from extproc.terms import Endpoint
 
 SHAPES = Path(__file__).parent / "data" / "vllm-0.32.0-shapes.jsonl.xz"
 RENDER, ANSWER, TOKENIZE = "render", "answer", "tokenize"
@@ -175,3 +179,34 @@ def test_broken_line_is_named(tmp_path: Path, text: str, message: str) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere: cannot be read: "):
         list(read_requests(tmp_path / "nowhere"))
+
+
+def test_the_command_prints_counts_and_no_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = tmp_path / "requests.jsonl"
+    one = {"path": CHAT, "request": HELLO | {"model": "m"}}
+    requests.write_text(json.dumps(one) + "\n")
+    config = Config(
+        pools=(
+            Pool(
+                name="p",
+                models=(Model(name="m", tokenizer=DEMO_TOKENIZER),),
+                instances=(Instance(endpoint=Endpoint("10.0.0.1:80")),),
+            ),
+        )
+    )
+
+    async def engine_that_has(ids: list[list[int]]) -> int:
+        async with playback([{**one, "prompt_ids": ids}], RENDER) as engine:
+            return await run(config, None, engine, requests)
+
+    model = ServedModel.load("m", DEMO_TOKENIZER)
+    body = json.dumps(one["request"]).encode()
+    right = [unpack_ids(ids) for ids in model.token_ids(parse_body(CHAT, body))]
+    assert asyncio.run(engine_that_has(right)) == 0
+    assert capsys.readouterr().out == "1 equal, 0 different, 0 unroutable, 0 refused\n"
+    assert asyncio.run(engine_that_has([right[0][:-1]])) == 1
+    assert "1 different" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no model x; configured are m"):
+        asyncio.run(run(config, "x", "http://127.0.0.1:1", requests))

@@ -62,14 +62,53 @@ async def test_a_model_that_the_named_pool_does_not_serve_stays_in_it_and_is_cou
         assert sample(app, "homing_picks_total", **labels) == 1
 
 
-async def test_a_pool_that_is_not_known_is_the_first_one_and_is_counted() -> None:
+async def test_where_the_named_pool_is_not_known_the_model_chooses_and_it_is_counted() -> None:
     async with serving(two_pools()) as (app, channel):
         exchange = Exchange(channel)
         await exchange.headers(pool="red")
-        assert endpoints(await exchange.body(chat(LONG, model="large"))) == [BLUE]
+        assert endpoints(await exchange.body(chat(LONG, model="large"))) == [GREEN]
         await exchange.end()
-        labels = {"pool": "blue", "why": "load", "reason": "unknown_pool"}
+        labels = {"pool": "green", "why": "load", "reason": "unknown_pool"}
         assert sample(app, "homing_picks_total", **labels) == 1
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize(("model", "endpoint"), [("small", BLUE), ("large", GREEN)])
+async def test_what_is_routed_by_load_still_goes_to_a_pool_that_has_the_model(
+    model: str, endpoint: str, size: int
+) -> None:
+    body = chat("a " * size, model=model, temperature=float("nan"))
+    async with serving(two_pools()) as (_, channel):
+        for path in ("/v1/chat/completions", "/v1/embeddings", "/v1/unknown"):
+            exchange = Exchange(channel)
+            await exchange.headers(path)
+            assert endpoints(await exchange.body(body)) == [endpoint]
+            await exchange.end()
+
+
+async def test_the_first_pool_takes_what_names_no_model() -> None:
+    async with serving(two_pools()) as (_, channel):
+        exchange = Exchange(channel)
+        assert endpoints(await exchange.headers("/health", "GET", end=True)) == [BLUE]
+        await exchange.end()
+
+
+async def test_adapters_and_tenants_share_no_blocks_with_their_base_or_each_other() -> None:
+    listed = pool("blue", BLUE, "small").model_copy(update={"tenant_header": "X-Tenant"})
+    model = listed.models[0].model_copy(update={"adapters": ("lora-1", "lora-2")})
+    settings = config(pools=(listed.model_copy(update={"models": (model,)}),))
+    seen = 0
+    async with serving(settings) as (app, channel):
+        for name in ("small", "lora-1", "lora-2"):
+            for tenant in ("acme", "initech"):
+                for turn in range(2):
+                    exchange = Exchange(channel)
+                    await exchange.headers(more={"x-tenant": tenant})
+                    assert endpoints(await exchange.body(chat(LONG, model=name)))
+                    await exchange.end()
+                    held = app.pools[0].index.held_blocks(InstanceId("blue"))
+                    assert (held > seen) == (turn == 0), (name, tenant, turn)
+                    seen = held
 
 
 async def test_pools_share_no_blocks_and_no_load() -> None:
