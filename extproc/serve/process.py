@@ -173,13 +173,14 @@ class _Session:
     async def receive(self) -> bool:
         """Read a message and do what it asks for; False where none comes any more.
 
-        Not before what the deadline may still be writing is written.
+        Not before what the deadline may still be writing is written: a proxy that has said all
+        may still read, and gRPC cannot end a stream while a message is on its way.
         """
         message = await self._context.read()
-        if message is grpc.aio.EOF:
-            return False
         if self._late is not None:
             await self._late
+        if message is grpc.aio.EOF:
+            return False
         commands = self._stream.receive(message)
         del message  # it has the body a second time, and a pick may take long
         self._busy = bool(commands)

@@ -7,7 +7,7 @@ what those must be): the shell adds none, loses none and survives everything.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from extproc.serve import App
 from extproc.serve.app import _stream_settings
 from extproc.stream import Ask, BodyMode, Finish, Send, Stream, parse_request
 from proto_gen.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
-from tests.serve.proxy import CHAT, DESTINATION, METHOD, chat, config, sample, serving
+from tests.serve.proxy import CHAT, DESTINATION, METHOD, Exchange, chat, config, sample, serving
 from tests.stream import proxy
 from tests.stream.test_any_sequence import CHUNK, VALUES
 
@@ -294,12 +294,14 @@ def sample_total(app: App, name: str) -> float:
 
 async def until_idle(app: App) -> None:
     """No stream, no byte and no request is left."""
+    processor = app.processor
+    await until(lambda: not (processor.open_streams or processor.held_bytes))
+    await until(lambda: not any(pool.load.in_flight for pool in app.pools))
+
+
+async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while (
-            app.processor.open_streams
-            or app.processor.held_bytes
-            or any(pool.load.in_flight for pool in app.pools)
-        ):
+        while not true():
             await asyncio.sleep(0.001)
 
 
@@ -316,4 +318,25 @@ async def test_a_message_that_grpc_refuses_ends_its_stream_and_leaves_nothing(
         assert await talk.call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         await until_idle(app)
         assert sample(app, "homing_internal_errors_total", where="encode") == 0
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+async def test_a_proxy_that_has_said_all_still_gets_what_the_deadline_lets_go(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = Limits(hold_timeout_ms=50, pick_timeout_ms=20_000)
+    async with serving(config(limits=limits)) as (app, channel):
+        exchange = Exchange(channel, "FULL_DUPLEX_STREAMED")
+        await exchange.send_headers()
+        for _ in range(64):
+            await exchange.chunk(bytes(64 * 1024))
+        # Not read yet: more than gRPC takes ahead, so that most of it waits in Homing.
+        await until(lambda: sample(app, "homing_released_total", reason="hold_timeout") == 1)
+        await exchange.call.done_writing()
+        size = 0
+        async for answer in exchange.call:
+            size += len(answer.request_body.response.body_mutation.streamed_response.body)
+        assert size == 4 * MIB
+        assert await exchange.call.code() is grpc.StatusCode.OK
+        await until_idle(app)
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
