@@ -74,6 +74,7 @@ BodyModeName: TypeAlias = Literal[
 HeaderName: TypeAlias = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=100)
 ]
+PathPrefix: TypeAlias = Annotated[str, Field(pattern=r"^/.*[^/]$")]
 TimeZone: TypeAlias = Annotated[str, AfterValidator(_checked_zone)]
 ModelName: TypeAlias = Annotated[str, Field(min_length=1)]
 EndpointAddress: TypeAlias = Annotated[Endpoint, AfterValidator(parse_endpoint)]
@@ -269,6 +270,10 @@ class Proxy(Section):
 
     response_body_mode: BodyModeName = "NONE"
     """How it sends response bodies, where it does not announce it."""
+
+    path_prefix: PathPrefix | None = None
+    """What it takes off paths only after Homing has read them, such as `/llm` where clients ask for
+    `/llm/v1/chat/completions`."""
 
     mode_override: bool = False
     """Whether it follows `mode_override` (Envoy's `allow_mode_override`; `envoy-config` sets it).

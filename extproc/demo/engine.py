@@ -35,6 +35,7 @@ SHUTDOWN_S = 1.0
 """How long running answers may go on after SIGTERM."""
 
 _Positive = Parameter(validator=validators.Number(gt=0))
+_Port = Parameter(validator=validators.Number(gte=0, lte=65_535))
 _NotNegative = Parameter(validator=validators.Number(gte=0))
 
 
@@ -77,7 +78,7 @@ class EngineSettings:
 
     name: str = "engine"
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, _Port] = 8000
     model: str = DEMO_MODEL
     tokenizer: Path = DEMO_TOKENIZER
     block_size: Annotated[int, _Positive] = 16

@@ -62,6 +62,7 @@ class App:
             models_endpoint=settings.models_endpoint,
             conformance=settings.conformance,
             watching=settings.proxy.mode_override,
+            path_prefix=settings.proxy.path_prefix,
         )
         self.processor = Processor(
             picker,

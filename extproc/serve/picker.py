@@ -11,6 +11,7 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -59,6 +60,7 @@ class Picker:
         models_endpoint: bool,
         conformance: bool,
         watching: bool,
+        path_prefix: str | None,
     ) -> None:
         self._pools = pools
         self._encoder = encoder
@@ -71,6 +73,7 @@ class Picker:
         self._conformance = conformance
         self._renamer = Renamer(pools, metrics)
         self._watching = watching
+        self._path_prefix = path_prefix
         self._responses = Responses()
         self._once = LogOnce(logger)
         self._turns = itertools.count()
@@ -84,6 +87,8 @@ class Picker:
 
         None where nothing but the proxy itself can place it any more.
         """
+        if self._path_prefix is not None:
+            request = replace(request, path=request.path.removeprefix(self._path_prefix))
         if self._models_endpoint and asks_for_models(request):
             self._metrics.replies.labels("models").inc()
             return list_models(self._pools())

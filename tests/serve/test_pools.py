@@ -2,7 +2,7 @@
 
 import pytest
 
-from extproc.config import Config, Instance, Model, Pool
+from extproc.config import Config, Instance, Model, Pool, Proxy
 from extproc.demo.engine import DEMO_TOKENIZER
 from extproc.terms import Endpoint, InstanceId
 from tests.serve.proxy import LONG, Exchange, chat, config, endpoints, sample, serving
@@ -121,6 +121,16 @@ async def test_pools_share_no_blocks_and_no_load() -> None:
         assert green.index.held_blocks(InstanceId("green")) == 0
         assert (blue.load.in_flight, green.load.in_flight) == (1, 0)
         await exchange.end()
+
+
+async def test_a_prefix_that_the_proxy_strips_later_is_not_part_of_the_path() -> None:
+    async with serving(config(proxy=Proxy(path_prefix="/llm"))) as (app, channel):
+        for path in ("/llm/v1/chat/completions", "/v1/chat/completions"):
+            exchange = Exchange(channel)
+            await exchange.headers(path)
+            assert endpoints(await exchange.body(chat(LONG)))
+            await exchange.end()
+        assert sample(app, "homing_picks_total", pool="test", why="home", reason="") == 1
 
 
 async def test_a_pick_has_no_more_endpoints_than_fallbacks() -> None:
