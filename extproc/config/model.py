@@ -171,6 +171,13 @@ class Pool(Section):
     engine's (vLLM: `num_gpu_blocks` of `vllm:cache_config_info` at `/metrics`): beyond it a
     predicted hit is none."""
 
+    index_bytes: Count = 4096 * MIB
+    """Bound of the pool's index, at 24 bytes for each block that an instance holds; beyond it what
+    was used longest ago is forgotten. Read when the pool is opened."""
+
+    tenant_bytes: Count | None = None
+    """The same for each tenant, where `tenant_header` names them; none if not given."""
+
     prefill_rate: Annotated[float, Field(gt=0)] = 16_000.0
     """Tokens a second that an instance prefills: the first guess."""
 

@@ -70,11 +70,18 @@ class Admin:
         self._metrics.streams.clear()
         for state, count in self._processor.states().items():
             self._metrics.streams.labels(state).set(count)
-        self._metrics.in_flight.clear()
-        self._metrics.index_blocks.clear()
+        metrics = self._metrics
+        by_pool = (metrics.in_flight, metrics.index_blocks)
+        by_reason = (metrics.index_evicted, metrics.index_refused)
+        for gauge in (*by_pool, *by_reason):
+            gauge.clear()
         for pool in self._pools():
-            self._metrics.in_flight.labels(pool.name).set(pool.load.in_flight)
-            self._metrics.index_blocks.labels(pool.name).set(pool.index.stats().blocks)
+            stats = pool.index.stats()
+            for gauge, value in zip(by_pool, (pool.load.in_flight, stats.held), strict=True):
+                gauge.labels(pool.name).set(value)
+            for gauge, counts in zip(by_reason, (stats.evicted, stats.refused), strict=True):
+                for reason, count in counts.items():
+                    gauge.labels(pool.name, reason).set(count)
         return web.Response(
             body=generate_latest(self._metrics.registry),
             headers={"Content-Type": CONTENT_TYPE_LATEST},

@@ -5,7 +5,7 @@ import logging
 from time import monotonic
 
 from extproc import __version__, config
-from extproc.index import PrefixIndex
+from extproc.index import Bounds, PrefixIndex
 from extproc.log import FactLog, MemoryLog
 from extproc.routing import Utilisation
 from extproc.serve.admin import Admin
@@ -118,7 +118,7 @@ class App:
     def _configured(self, listed: config.Pool) -> Pool:
         """The pool of this name, as listed now: one that was gone comes back under its log."""
         if (pool := self._known.get(listed.name)) is None:
-            index = PrefixIndex()
+            index = PrefixIndex(Bounds(listed.index_bytes, listed.tenant_bytes))
             self._log.subscribe(listed.name, lambda _, fact: index.apply(fact))
             pool = Pool(listed, self._log, index, Utilisation(monotonic()))
             self._known[listed.name] = pool

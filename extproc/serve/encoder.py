@@ -32,10 +32,12 @@ QUEUE_LIMIT = 64
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt that was understood: the pool that serves it, and a chain for each of its texts."""
+    """A prompt that was understood: the pool that serves it, a chain for each of its texts, and
+    whose it is ("" where tenants are not told apart)."""
 
     pool: Pool
     chains: tuple[Chain, ...]
+    tenant: str
 
     @property
     def tokens(self) -> int:
@@ -116,13 +118,14 @@ class Encoder:
         if model is None:
             raise Unroutable("model_loading")
         size = pool.config.block_size
-        tenant = pool.config.tenant_header
+        header = pool.config.tenant_header
+        tenant = request.headers.get(header.lower(), "") if header else ""
         root = root_seed(
             secret=pool.secret,
             model=model.name,
             adapter=prompt.model if prompt.model in pool.adapters else prompt.adapter,
             salt=prompt.salt,
-            tenant=request.headers.get(tenant.lower(), "") if tenant else "",
+            tenant=tenant,
             block_size=size,
         )
-        return Encoded(pool, model.encode(prompt, root, size, stages))
+        return Encoded(pool, model.encode(prompt, root, size, stages), tenant)

@@ -195,7 +195,15 @@ class Picker:
             uncached = float(encoded.tokens - best.cached_tokens)
         else:
             uncached = len(request.body or b"") / BYTES_PER_TOKEN
-        placed = Placed(pool, best.instance, best.endpoint, chains, uncached, self._metrics)
+        placed = Placed(
+            pool,
+            best.instance,
+            best.endpoint,
+            chains,
+            uncached,
+            self._metrics,
+            encoded.tenant if encoded else "",
+        )
         placed.start([depth.get(best.instance, Depths(0, 0)) for depth in depths], now)
         self._count(pool, encoded, ranking, reason, stages)
         watching = self._watching and request.path.partition("?")[0] == PATH

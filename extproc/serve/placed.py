@@ -30,6 +30,7 @@ class Placed:
     chains: tuple[Chain, ...]
     uncached: float
     metrics: Metrics
+    tenant: str
     _ticket: Ticket | None = None
     _asserted: list[Held] = field(default_factory=list)
     _responses: Responses | None = None
@@ -68,7 +69,7 @@ class Placed:
 
     def _expect(self, depths: Sequence[Depths]) -> None:
         self._asserted = [
-            _expected(self.instance, chain.keys, depth.gpu)
+            _expected(self.instance, chain.keys, depth.gpu, self.tenant)
             for chain, depth in zip(self.chains, depths, strict=True)
             if chain.keys
         ]
@@ -100,8 +101,8 @@ class Placed:
         self.start(depths, monotonic())
 
 
-def _expected(instance: InstanceId, keys: PackedKeys, depth: int) -> Held:
+def _expected(instance: InstanceId, keys: PackedKeys, depth: int, tenant: str) -> Held:
     """The pick's fact: the whole chain, written as what the instance does not hold yet."""
     cut = depth * KEY_BYTES
     parent = BlockKey(int.from_bytes(keys[cut - KEY_BYTES : cut], "little")) if cut else NO_BLOCK
-    return Held(instance, Tier.GPU, parent, PackedKeys(keys[cut:]), Source.PICK)
+    return Held(instance, Tier.GPU, parent, PackedKeys(keys[cut:]), Source.PICK, tenant)

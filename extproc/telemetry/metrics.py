@@ -119,6 +119,19 @@ class Metrics:
             ["pool"],
             registry=registry,
         )
+        self.index_evicted = Gauge(
+            "homing_index_evicted_blocks",
+            "Blocks that the index forgot since it was opened, by whose bound it was (capacity, "
+            "tenant, pool).",
+            ["pool", "reason"],
+            registry=registry,
+        )
+        self.index_refused = Gauge(
+            "homing_index_refused_facts",
+            "Facts that the index could not file since it was opened, by reason.",
+            ["pool", "reason"],
+            registry=registry,
+        )
         self.reloads = Counter(
             "homing_reloads",
             "Changes of the configuration or the certificate, by what came of them (taken, "

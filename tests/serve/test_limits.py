@@ -162,3 +162,36 @@ async def test_open_streams_are_shown_by_how_far_they_are() -> None:
         assert 'homing_open_streams{state="answer_idle"} 1.0' in text
         await placed.end()
         holding.call.cancel()
+
+
+async def test_an_index_above_its_bound_forgets_and_says_so() -> None:
+    (port,) = _free_ports(1)
+    pool = config().pools[0].model_copy(update={"index_bytes": 24 * 30})
+    settings = config(admin=f"127.0.0.1:{port}", pools=(pool,))
+    async with serving(settings) as (app, channel), ClientSession() as http:
+        for number in range(4):
+            exchange, _ = await ask(channel, chat(f"{number} {LONG}"))
+            await exchange.end()
+        assert app.pools[0].index.stats().held <= 30
+        async with http.get(f"http://127.0.0.1:{port}/metrics") as page:
+            text = await page.text()
+        assert 'homing_index_evicted_blocks{pool="test",reason="pool"}' in text
+
+
+async def test_a_tenant_above_its_bound_forgets_its_own() -> None:
+    changes = {"tenant_bytes": 24 * 30, "tenant_header": "x-tenant"}
+    pool = config().pools[0].model_copy(update=changes)
+    async with serving(config(pools=(pool,))) as (app, channel):
+
+        async def turn(tenant: str, words: str) -> None:
+            exchange = Exchange(channel)
+            await exchange.headers(more={"x-tenant": tenant})
+            assert picked(await exchange.body(chat(words)))
+            await exchange.end()
+
+        await turn("small", LONG)
+        for number in range(4):
+            await turn("large", f"{number} {LONG}")
+        await turn("small", LONG)
+        assert sample(app, "homing_picks_total", pool="test", why="home", reason="") == 1
+        assert app.pools[0].index.stats().evicted["tenant"] > 0
