@@ -22,7 +22,7 @@ from extproc.index import (
 from extproc.index.order import Order
 from extproc.index.scope import BLOCK_BYTES
 from extproc.index.table import BATCH_KEYS
-from extproc.index.tree import MAX_EDGE
+from extproc.index.tree import MAX_EDGE, Edge, Tree
 from extproc.terms import NO_BLOCK, InstanceId, PackedKeys
 from tests.index.chains import A, B, C, depths, held, index_of, keys, packed
 
@@ -173,9 +173,9 @@ def test_a_burst_while_the_table_grows_is_found_as_well() -> None:
     index.apply(held(A, LONG[:1000]))
     for n in range(40):
         index.apply(held(A, chr(0x3000 + n) + LONG[:400]))
-        if index.tree.table.rebuilding:
+        if index.tree.table._next is not None:
             break
-    assert index.tree.table.rebuilding
+    assert index.tree.table._next is not None, "no new table was begun"
     burst = PackedKeys(b"".join(xxh3_64_digest(n.to_bytes(4)) for n in range(60_000)))
     index.apply(Held(A, Tier.GPU, NO_BLOCK, burst, Source.PICK))
     while index.step():
@@ -234,6 +234,25 @@ def test_an_index_as_deep_as_it_is_long_can_be_thrown_away() -> None:
         pass
     assert depths(index, "hello") == {"b": 5}
     del index
+
+
+def test_a_chain_of_edges_deeper_than_the_c_stack_can_be_thrown_away() -> None:
+    tree, edge = Tree(), None
+    for number in range(1, 400_001):
+        edge = Edge(keys=number.to_bytes(8, "little"), size=1, parent=edge)
+        tree.store.add(edge)
+    del edge, tree
+    gc.collect()
+
+
+def test_slots_are_used_again_once_they_are_swept() -> None:
+    index = index_of(A)
+    for _ in range(50):
+        index.apply(held(A, "abc"))
+        index.apply(Cleared(A, Source.EVENT))
+        while index.step():
+            pass
+    assert index.instances()[0].slot < 3
 
 
 def test_the_oldest_entry_of_an_order_is_found_whatever_was_removed() -> None:

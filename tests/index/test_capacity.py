@@ -42,6 +42,20 @@ def test_a_touch_that_ends_inside_a_conversation_does_not_save_its_tail() -> Non
     assert depths(index, "xy") == {"a": 1}
 
 
+def test_edges_that_join_again_keep_the_order_of_every_holder() -> None:
+    index = index_of(A, B, capacity=9)
+    for instance in (A, B):
+        index.apply(held(instance, "abcdef"))
+    index.apply(held(A, "abcX"))  # splits after abc
+    gone = PackedKeys(keys("abcX")[3].to_bytes(8, "little"))
+    index.apply(Dropped(A, Tier.GPU, gone, Source.EVENT))
+    index.apply(held(B, "xyz"))
+    index.apply(held(B, "abc"))
+    index.apply(held(A, "abcdef"))  # for a, both halves are equal now; for b they are not
+    index.apply(held(B, "qqqqq"))
+    assert [depths(index, p)["b"] for p in ("abcdef", "xyz", "qqqqq")] == [3, 1, 5]
+
+
 def test_each_instance_has_a_capacity_and_an_order_of_its_own() -> None:
     index = index_of(A, B, capacity=2)
     index.apply(Capacity(B, Tier.GPU, 9))

@@ -43,6 +43,9 @@ def test_all_64_holders_of_one_system_prompt_match() -> None:
     for name in names:
         index.apply(held(name, "system"))
     assert index.match(packed("system user")) == dict.fromkeys(names, Depths(6, 6))
+    index.apply(held(names[5], "system user"))
+    assert depths(index, "system user") == dict.fromkeys(names, 6) | {"i5": 11}
+    assert index.stats().edges == 2, "one that goes on must not make the others partial holders"
 
 
 def test_every_instance_of_a_conversation_matches_as_far_as_it_went() -> None:
