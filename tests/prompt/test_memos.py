@@ -159,11 +159,19 @@ def test_other_settings_never_share_a_turn() -> None:
                     assert encoded(model, other) == encoded(off, other)
 
 
+def test_block_sizes_share_nothing() -> None:
+    model, off = load("qwen3"), load("qwen3", memo_bytes=0)
+    for chat in plain_turns(Random(3), 5, tools=False):
+        for size in (4, 16, 5):
+            (chain,) = model.encode(Prompt(chat), ROOT, size, Stages())
+            assert (chain,) == off.encode(Prompt(chat), ROOT, size, Stages())
+
+
 def test_date_of_a_template_is_never_remembered(tmp_path: Path) -> None:
     file = tmp_path / "dated.jinja"
     file.write_text(
-        "<|im_start|>system\n{{ strftime_now('%d %b') }}<|im_end|>\n{% for m in messages %}"
-        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{{ strftime_now('%d %b') if m.role == 'assistant' }}<|im_end|>\n{% endfor %}"
     )
     day = datetime(2026, 1, 1)
     on = load("qwen3", file, now=lambda: day)

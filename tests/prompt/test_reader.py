@@ -91,6 +91,15 @@ def test_body_that_begins_otherwise_is_new() -> None:
     assert items.digests() == items.all_digests()
 
 
+def test_body_that_parts_inside_the_last_known_message_is_new() -> None:
+    reader = BodyReader("messages")
+    for last in ("x", "y", "z"):
+        messages = [{"role": "a", "content": BIG}, {"role": last}, {"role": "b"}]
+        reader.read(body(messages[:2], {}, {}, 0))
+        data = body(messages, {}, {}, 0)
+        assert read(reader, data) == read(BodyReader("messages"), data)
+
+
 ENDINGS = [
     b"]}",
     b",]}",

@@ -73,6 +73,22 @@ def test_effort_of_other_requests_is_as_sent() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "local"),
+    [
+        (ANYWHERE, {"user", "assistant", "tool", "system"}),
+        (FIRST, {"user", "assistant", "tool"}),
+        (ANYWHERE + "{% if x == 'developer' %}{% endif %}", {"user", "system", "developer"}),
+    ],
+)
+def test_message_that_moves_is_not_local(source: str, local: set[str]) -> None:
+    rendering = Rendering(anthropic(), templates(source))
+    for role in ("user", "assistant", "tool", "system", "developer"):
+        assert rendering.is_local([{"role": role}]) or role not in local
+    others = {"system", "developer"} - local
+    assert not any(rendering.is_local([{"role": "user"}, {"role": role}]) for role in others)
+
+
+@pytest.mark.parametrize(
     ("block", "reason"),
     [
         ({"type": "hologram"}, "content_part_unknown"),
