@@ -125,6 +125,23 @@ def test_template_that_is_not_local_is_found_out(tmp_path: Path, source: str) ->
     assert on.counts.different > 0
 
 
+def test_text_that_looks_ahead_on_one_word_is_found_out_before_it_is_used(tmp_path: Path) -> None:
+    """The shape has been equal so far, but what is before the known turn comes out otherwise."""
+    file = tmp_path / "t.jinja"
+    file.write_text(
+        "{% for m in messages %}<|im_start|>{{ 'odd ' if messages[-1].content == 'now' }}"
+        "{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    )
+    on, off = load("qwen3", file), load("qwen3", file, memo_bytes=0)
+    messages = [{"role": "system", "content": "rules"}]
+    for word in ("a", "b", "c", "d", "now", "e"):
+        messages.append({"role": "user", "content": word})
+        chat = Chat.of(messages, options=OPTIONS[0])
+        assert encoded(on, chat) == encoded(off, chat), word
+        messages.append({"role": "assistant", "content": "yes"})
+    assert on.counts.used > 0
+
+
 def test_sampled_turns_are_checked_off_the_path() -> None:
     model = load("qwen3")
     seed = 0
