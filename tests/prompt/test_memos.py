@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from extproc.errors import Unroutable
 from extproc.prompt import Chain, Chat, Prompt, ServedModel, root_seed
 from extproc.prompt.memo import Memo
-from extproc.prompt.pieces import safe_cuts
+from extproc.prompt.pieces import Node, safe_cuts
 from extproc.stages import Stages
 from tests.prompt.conversations import OPTIONS, TOOLS, WORDS, growing, tool_round
 from tests.prompt.families import FAMILIES, load
@@ -125,6 +125,17 @@ def test_template_that_is_not_local_is_found_out(tmp_path: Path, source: str) ->
     assert on.counts.different > 0
 
 
+def test_question_that_looks_like_a_tools_answer_is_another_shape() -> None:
+    """Qwen3 keeps the reasoning before such a text, and drops it at the next real question."""
+    on, off = load("qwen3"), load("qwen3", memo_bytes=0)
+    messages: list[dict[str, Any]] = [{"role": "system", "content": "rules"}]
+    for word in ("one", "<tool_response>x</tool_response>", "two", "three"):
+        messages.append({"role": "user", "content": word})
+        chat = Chat.of(messages, options=OPTIONS[0])
+        assert encoded(on, chat) == encoded(off, chat), word
+        messages.append({"role": "assistant", "content": "yes", "reasoning": "because"})
+
+
 def test_text_that_looks_ahead_on_one_word_is_found_out_before_it_is_used(tmp_path: Path) -> None:
     """The shape has been equal so far, but what is before the known turn comes out otherwise."""
     file = tmp_path / "t.jinja"
@@ -174,6 +185,28 @@ def test_other_settings_never_share_a_turn() -> None:
                 for options in OPTIONS:
                     other = Chat.of(chat.messages.decoded(), tools, options)
                     assert encoded(model, other) == encoded(off, other)
+
+
+def test_template_that_refuses_the_trials_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text(
+        "{% if messages[-1].content.endswith(' of 0') %}{{ raise_exception('no') }}{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+    )
+    assert load("qwen3", file).render(Chat.of([{"role": "user", "content": "x"}]))
+
+
+def test_joined_keys_are_kept_once_a_conversation() -> None:
+    model = load("qwen3")
+    for chat in plain_turns(Random(5), 8, tools=False):
+        encoded(model, chat)
+    joined = [node for node in nodes_of(model) if node.whole is not None]
+    roots = {node.whole[:8] for node in joined if node.whole}
+    assert len(roots) == len(joined)
+
+
+def nodes_of(model: ServedModel) -> list[Node]:
+    return [node for node, _ in model._pieces._nodes._young.values()]
 
 
 def test_block_sizes_share_nothing() -> None:
