@@ -92,5 +92,7 @@ def _processing_mode(options: EnvoyOptions, changes_answers: bool) -> Processing
         request_trailer_mode=send if streamed else skip,
         response_header_mode=send,
         response_body_mode=ProcessingModeBodySendMode.from_string(answer),
-        response_trailer_mode=skip if answer == "NONE" else send,
+        # Envoy would end a stream that waits for nothing more at the answer's headers, where it
+        # is in flight still; in BUFFERED it does not.
+        response_trailer_mode=send if streamed else skip,
     )

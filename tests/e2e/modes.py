@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from extproc.config import Config
+from extproc.config import Limits, Proxy
 from extproc.envoy import bootstrap_yaml
 from extproc.serve import App
 from tests.e2e.http_engine import Engines, engines
@@ -68,6 +68,16 @@ class Mode:
         return self.request == FDS and self.retries
 
     @property
+    def shows_answer_trailers(self) -> bool:
+        """Without them Envoy 1.40 ends a stream of these modes with the answer's headers."""
+        return FDS in (self.request, self.response) or self.request == "NONE"
+
+    @property
+    def shows_the_end(self) -> bool:
+        """Whether Homing sees when an answer ends, so that it knows the load until then."""
+        return not (self.early and self.response == "NONE")
+
+    @property
     def shows_at_once(self) -> bool:
         """Whether the client gets a piece of an answer before its end."""
         return not self.response.startswith("BUFFERED")
@@ -87,7 +97,7 @@ class Mode:
             "request_body_mode": self.request,
             "response_body_mode": self.response,
             "request_trailer_mode": "SEND" if self.request == FDS or self.early else "SKIP",
-            "response_trailer_mode": "SEND" if self.response == FDS else "SKIP",
+            "response_trailer_mode": "SEND" if self.shows_answer_trailers else "SKIP",
         }
         filter_["allow_mode_override"] = self.overrides
         filter_["send_body_without_waiting_for_header_response"] = self.early
@@ -182,13 +192,14 @@ async def gateway(folder: Path) -> AsyncIterator[Gateway]:
 
 @asynccontextmanager
 async def _homing(behind: Engines, mode_override: bool) -> AsyncIterator[tuple[App, int]]:
-    base = config(behind.endpoints, listen="127.0.0.1:0").model_dump()
-    base |= {
-        "explain": True,
-        "proxy": {"mode_override": mode_override},
-        "limits": {"pick_timeout_ms": 20_000},
-    }
-    app = App(Config.model_validate(base))
+    settings = config(behind.endpoints, listen="127.0.0.1:0").model_copy(
+        update={
+            "explain": True,
+            "proxy": Proxy(mode_override=mode_override),
+            "limits": Limits(pick_timeout_ms=20_000),
+        }
+    )
+    app = App(settings)
     port = await app.start()
     try:
         yield app, port

@@ -91,7 +91,7 @@ def test_an_engine_of_two_pools_is_one_host() -> None:
     [
         ("BUFFERED", False, (None, "SKIP")),
         ("BUFFERED", True, (None, "SKIP")),
-        ("FULL_DUPLEX_STREAMED", False, (None, "SKIP")),
+        ("FULL_DUPLEX_STREAMED", False, (None, "SEND")),
         ("FULL_DUPLEX_STREAMED", True, ("FULL_DUPLEX_STREAMED", "SEND")),
     ],
 )
