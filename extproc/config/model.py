@@ -216,6 +216,10 @@ class Limits(Section):
     max_header_bytes: ByteCount = 64 * KIB
     """Most bytes of a request's headers, names and values."""
 
+    max_json_depth: Annotated[int, Field(ge=1)] | None = None
+    """Deepest nesting of objects and lists in a body. If not given the reader's own, some hundreds
+    of levels, which costs nothing; a number costs a look through bodies with more brackets."""
+
     max_streams: Count = 4096
     """Most requests under way at a time, each from its headers to its answer's end, whose body is
     still looked up."""

@@ -50,7 +50,9 @@ class App:
         tracing = settings.tracing
         self._tracer = OtlpTracer(tracing.otlp_endpoint, tracing.sample_ratio) if tracing else None
         limits = settings.limits
-        self._encoder = Encoder(lambda: self._lookup, limits.pick_timeout_ms / 1000)
+        self._encoder = Encoder(
+            lambda: self._lookup, limits.pick_timeout_ms / 1000, limits.max_json_depth
+        )
         picker = Picker(
             lambda: self._lookup,
             self._encoder,

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from extproc.errors import Unroutable
 from extproc.prompt import Chain, find_model, is_llm_path, parse_body, root_seed
+from extproc.serve.depth import deeper_than
 from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
 from extproc.stages import Stages
@@ -48,9 +49,12 @@ class Encoded:
 class Encoder:
     """Encodes the bodies of requests for one of the pools."""
 
-    def __init__(self, pools: Callable[[], Pools], timeout_s: float) -> None:
+    def __init__(
+        self, pools: Callable[[], Pools], timeout_s: float, max_json_depth: int | None
+    ) -> None:
         self._pools = pools
         self._timeout_s = timeout_s
+        self._max_json_depth = max_json_depth
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="encode")
         self._queued = 0
 
@@ -112,6 +116,9 @@ class Encoder:
 
     def _encode(self, request: Request, body: bytes, stages: Stages) -> Encoded:
         with stages.stage("parse"):
+            limit = self._max_json_depth
+            if limit is not None and deeper_than(body, limit):
+                raise Unroutable("json_too_deep")
             prompt = parse_body(request.path, body)
         pool = self._pools().of(request, prompt.model)
         model = pool.models.get(prompt.model)

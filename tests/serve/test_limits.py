@@ -10,6 +10,7 @@ from grpc.aio import Channel
 from extproc.config import Config, Limits
 from extproc.demo.stack import _free_ports
 from extproc.serve import App
+from extproc.serve.depth import MOST_TOKENS, deeper_than
 from tests.serve.proxy import LONG, Exchange, ask, chat, config, picked, sample, serving
 
 MIB = 1024 * 1024
@@ -96,6 +97,25 @@ async def test_json_nested_too_deeply_is_routed_by_load(depth: int, reason: str)
         exchange, _ = await ask(channel, body)
         await exchange.end()
         assert by_load(app, "json_too_deep") == (1 if reason else 0)
+
+
+@pytest.mark.parametrize(("depth", "too_deep"), [(20, False), (21, True)])
+async def test_json_at_its_depth_is_looked_up_and_beyond_it_routed_by_load(
+    depth: int, too_deep: bool
+) -> None:
+    # The body's own object is one level; brackets inside a text are none.
+    nested = b"[" * (depth - 1) + b"]" * (depth - 1)
+    body = chat(LONG + "[{" * 100)[:-1] + b', "metadata": ' + nested + b"}"
+    async with serving(limited(max_json_depth=20)) as (app, channel):
+        exchange, _ = await ask(channel, body)
+        await exchange.end()
+        assert by_load(app, "json_too_deep") == int(too_deep)
+        assert looked_up(app) == int(not too_deep)
+
+
+def test_a_body_of_too_many_brackets_is_not_looked_through_for_ever() -> None:
+    assert deeper_than(b"[" + b"[]," * MOST_TOKENS + b"[]]", 10)
+    assert not deeper_than(b"[" + b"[]," * 1_000 + b"[]]", 10)
 
 
 async def hold(channel: Channel, data: bytes) -> Exchange:
