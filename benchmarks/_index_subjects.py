@@ -14,6 +14,7 @@ import json
 import resource
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,42 +23,33 @@ import numpy as np
 SHARED, LENGTH, BATCH = 100, 2_000, 100
 
 
-class Subject:
+class Subject(ABC):
     """What every structure can be asked. `made_*` turn keys into its own form, before the clock."""
 
-    removes: ClassVar[bool] = True
     steps: ClassVar[bool] = False
 
-    def join(self, workers: int, capacity: int) -> None:
+    def join(self, workers: int, capacity: int) -> None:  # noqa: B027
         """The workers exist."""
 
+    @abstractmethod
     def made_store(self, worker: int, chain: Any, start: int, stop: int) -> Any:
         """Blocks `start` to `stop` of this chain are stored by the worker."""
-        raise NotImplementedError
 
+    @abstractmethod
     def store(self, op: Any) -> None:
         """Do what `made_store` made."""
-        raise NotImplementedError
 
     def made_query(self, keys: Any) -> Any:
         """A list of ints, unless the structure has another form."""
         return keys.tolist()
 
+    @abstractmethod
     def query(self, keys: Any) -> Any:
         """Worker → leading blocks."""
-        raise NotImplementedError
 
     def normal(self, answer: Any) -> dict[int, int]:
         """An answer as a dict of numbers, without zeros."""
         return {worker: depth for worker, depth in answer.items() if depth}
-
-    def made_remove(self, worker: int, keys: Any) -> Any:
-        """The worker drops these blocks."""
-        raise NotImplementedError
-
-    def remove(self, op: Any) -> None:
-        """Do what `made_remove` made."""
-        raise NotImplementedError
 
     def step(self) -> bool:
         """A slice of upkeep; False when there is none left."""
@@ -68,7 +60,19 @@ class Subject:
         return {}
 
 
-class Homing(Subject):
+class Removing(Subject):
+    """A structure that can also forget blocks."""
+
+    @abstractmethod
+    def made_remove(self, worker: int, keys: Any) -> Any:
+        """The worker drops these blocks."""
+
+    @abstractmethod
+    def remove(self, op: Any) -> None:
+        """Do what `made_remove` made."""
+
+
+class Homing(Removing):
     """extproc.index.PrefixIndex, as served."""
 
     steps = True
@@ -110,7 +114,8 @@ class Homing(Subject):
         tier, source = self.api.Tier.GPU, self.api.Source.EVENT
         return self.api.Dropped(self.names[worker], tier, self.packed(keys.tobytes()), source)
 
-    remove = store
+    def remove(self, op: Any) -> None:
+        self.index.apply(op)
 
     def leave(self, worker: int) -> None:
         self.index.apply(self.api.Left(self.names[worker]))
@@ -123,7 +128,7 @@ class Homing(Subject):
         return {"edges": stats.edges, "blocks": stats.blocks, "table_bytes": stats.table_bytes}
 
 
-class Native(Subject):
+class Native(Removing):
     """NVIDIA Dynamo's tree in Rust, as called from Python (events are JSON, encoded before)."""
 
     def __init__(self) -> None:
@@ -167,8 +172,6 @@ class Native(Subject):
 class Gorgo(Subject):
     """gorgo-lb's trie: keys of 32 bits, a whole prefix a batch, no removal of blocks."""
 
-    removes = False
-
     def __init__(self) -> None:
         from gorgo.radix_trie import RadixTrie
 
@@ -194,7 +197,7 @@ class Gorgo(Subject):
         return {int(worker): depth for worker, depth in answer.items() if depth}
 
 
-class BisectedDict(Subject):
+class BisectedDict(Removing):
     """A dict of bitmasks; how far each worker goes is found by bisection over depth (no holes)."""
 
     def __init__(self) -> None:
@@ -345,16 +348,18 @@ class Run:
 
     def remove(self) -> dict[str, float]:
         """A tenth of the conversations, each in batches of 100 from the tail to the head."""
+        subject = self.subject
+        assert isinstance(subject, Removing)
         seconds, worst, count = 0.0, 0.0, 0
         for conversation in range(0, self.conversations, 10):
             own = self.own[conversation]
             ops = [
-                self.subject.made_remove(conversation % self.workers, own[at - BATCH : at][::-1])
+                subject.made_remove(conversation % self.workers, own[at - BATCH : at][::-1])
                 for at in range(len(own), 0, -BATCH)
             ]
             begin = time.process_time()
             for op in ops:
-                self.subject.remove(op)
+                subject.remove(op)
             seconds += time.process_time() - begin
             count += len(own)
             self.removed.add(conversation)
@@ -362,21 +367,23 @@ class Run:
 
     def remove_single(self, number: int) -> dict[str, float]:
         """Random blocks of random conversations, one at a time."""
+        subject = self.subject
+        assert isinstance(subject, Removing)
         left = [c for c in range(self.conversations) if c not in self.removed]
         width = LENGTH - SHARED
         times = []
         for place in self.order.choice(len(left) * width, number, replace=False).tolist():
             conversation, at = left[place // width], place % width
             keys = self.own[conversation][at : at + 1]
-            op = self.subject.made_remove(conversation % self.workers, keys)
+            op = subject.made_remove(conversation % self.workers, keys)
             start = time.perf_counter_ns()
-            self.subject.remove(op)
+            subject.remove(op)
             times.append(time.perf_counter_ns() - start)
         times.sort()
         return {
             "us_p50": times[len(times) // 2] / 1e3,
             "us_p99": times[len(times) * 99 // 100] / 1e3,
-            "lost": self.subject.numbers().get("lost", 0) / number,
+            "lost": subject.numbers().get("lost", 0) / number,
         }
 
     def turns(self, conversations: int, turns: int, blocks: int) -> dict[str, float]:
