@@ -94,6 +94,7 @@ def _chat(fields: Body) -> Chat:
     template = fields.get("chat_template")
     if not isinstance(template, str | None):
         raise Unroutable("request_chat_template")
+    effort = fields.get("reasoning_effort")
     if _NO_TOOLS.fullmatch(fields.raw("tools")):
         raise Unroutable("tools_invalid")  # an empty list is refused
     return Chat(
@@ -101,11 +102,12 @@ def _chat(fields: Body) -> Chat:
         tools=_tools(fields),
         options=_options(
             fields,
-            fields.get("reasoning_effort"),
+            effort,
             add_generation_prompt=fields.get("add_generation_prompt") is not False,
             continue_final_message=fields.get("continue_final_message") or None,
             documents=fields.get("documents"),
         ),
+        effort=effort,
         template=template or None,
         settings=_settings(
             fields,
@@ -135,6 +137,7 @@ def _messages(fields: Body) -> Chat:
         system=fields.get("system"),
         tools=_tools(fields),
         options=_options(fields, effort, add_generation_prompt=True),
+        effort=effort,
         settings=_settings(
             fields, "system", "tools", "chat_template_kwargs", "thinking", "output_config"
         ),
@@ -161,6 +164,7 @@ def _responses(fields: Body) -> Chat | Plain:
         system=fields.get("instructions"),
         tools=_tools(fields),
         options=_options(fields, effort, add_generation_prompt=True),
+        effort=effort,
         settings=_settings(fields, "instructions", "tools", "chat_template_kwargs", "reasoning"),
     )
 

@@ -1,10 +1,10 @@
 """gpt-oss: chats are rendered by OpenAI's harmony library to token ids, not by a Jinja template.
 
-As vLLM 0.32.0 does it (openai/parser/harmony_utils.py) for chat completions and Anthropic messages;
-needs the extra `homing[harmony]`.
+As vLLM 0.32.0 does it: openai/parser/harmony_utils.py, and openai/responses/harmony.py for items of
+the Responses API. Needs the extra `homing[harmony]`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any
@@ -44,36 +44,37 @@ class Harmony:
 
         merges_system: whether Anthropic's inline system messages move to the front.
         """
-        if chat.dialect is Dialect.RESPONSES:
-            raise Unroutable("harmony_responses")
         items = chat.messages.decoded()
-        messages = [*leading_messages(chat), *to_chat(chat.dialect, items, merges_system)]
-        if chat.dialect is Dialect.ANTHROPIC and merges_system:
-            messages = _with_system_first(messages, inline_system_texts(items))
         try:
-            return pack_ids(self._ids(messages, chat))
+            if chat.dialect is Dialect.RESPONSES:
+                return pack_ids(self._ids(chat, items, chat.system, self._of_items))
+            messages = [*leading_messages(chat), *to_chat(chat.dialect, items, merges_system)]
+            if chat.dialect is Dialect.ANTHROPIC and merges_system:
+                messages = _with_system_first(messages, inline_system_texts(items))
+            return pack_ids(self._ids(chat, messages, None, self._of_messages))
         except Unroutable:
             raise
         except Exception as error:  # the library's own types refuse what they cannot hold
             raise Unroutable("harmony_failed", type(error).__name__) from None
 
-    def _ids(self, messages: list[Json], chat: Chat) -> list[int]:
-        instructions = None
-        if messages and messages[0].get("role") in ("system", "developer"):
+    def _ids(
+        self,
+        chat: Chat,
+        messages: list[Json],
+        instructions: str | None,
+        convert: Callable[[list[Json]], Iterable[Any]],
+    ) -> list[int]:
+        """instructions: None where they may be the first of the messages."""
+        if instructions is None and messages and _role(messages[0]) in ("system", "developer"):
             instructions, messages = _flat(messages[0].get("content")), messages[1:]
-        effort = chat.options.get("reasoning_effort")
+        effort = chat.effort
         if effort == "none" and chat.dialect is Dialect.ANTHROPIC:
             effort = "low"  # harmony refuses "none", so vLLM disables thinking by "low"
         tools = normalise_tools(tools_of(chat))
         rendered = [self._system(effort)]
         if instructions or tools:
             rendered.append(self._developer(instructions, tools))
-        names = {
-            call.get("id"): call["function"].get("name")
-            for message in messages
-            for call in message.get("tool_calls") or ()
-        }
-        rendered += chain.from_iterable(self._messages(message, names) for message in messages)
+        rendered += convert(messages)
         conversation = self._lib.Conversation.from_messages(_without_old_analysis(rendered))
         ids = self._encoding.render_conversation_for_completion(
             conversation, self._lib.Role.ASSISTANT, config=self._config
@@ -108,19 +109,22 @@ class Harmony:
             )
         return self._lib.Message.from_role_and_content(self._lib.Role.DEVELOPER, content)
 
+    def _of_messages(self, messages: list[Json]) -> Iterable[Any]:
+        names = {
+            call.get("id"): call["function"].get("name")
+            for message in messages
+            for call in message.get("tool_calls") or ()
+        }
+        return chain.from_iterable(self._messages(message, names) for message in messages)
+
     def _messages(self, message: Mapping[str, Json], names: Mapping[str, str]) -> list[Any]:
         """`parse_chat_input_to_harmony_message`: one chat message is one or several of harmony."""
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str):
-            raise Unroutable("message_without_role")
+        role, content = _role(message), message.get("content")
         if role == "assistant":
             return self._assistant(message)
         if role == "tool":
-            author = f"functions.{names.get(message.get('tool_call_id', ''), '')}"
-            answer = self._lib.Message.from_author_and_content(
-                self._lib.Author.new(self._lib.Role.TOOL, author), _flat(content) or ""
-            )
-            return [answer.with_channel("commentary").with_recipient("assistant")]
+            name = names.get(message.get("tool_call_id", ""), "")
+            return [self._answer(name, _flat(content) or "")]
         if role in ("system", "developer"):
             instructions = _flat(content)
             return [] if instructions is None else [self._developer(instructions)]
@@ -142,6 +146,35 @@ class Harmony:
         said = [self._said(content, "commentary")] if content else []
         return said + thought + [self._call(call["function"]) for call in calls]
 
+    def _of_items(self, items: list[Json]) -> Iterator[Any]:
+        """`response_input_to_harmony`: one item is one message of harmony, or none."""
+        names: dict[str, str] = {}
+        for item in items:
+            match item.get("type"):
+                case None | "message":
+                    yield from self._item(item)
+                case "reasoning":
+                    if parts := item.get("content"):
+                        yield self._said("\n".join(part["text"] for part in parts), "analysis")
+                case "function_call":
+                    names[item["call_id"]] = item["name"]
+                    yield self._call(item)
+                case "function_call_output":
+                    if item["call_id"] not in names:
+                        raise Unroutable("tool_call_invalid")
+                    yield self._answer(names[item["call_id"]], item["output"])
+                case _:
+                    raise Unroutable("input_item_unknown")
+
+    def _item(self, item: Mapping[str, Json]) -> Iterator[Any]:
+        role, content = _role(item), item["content"]
+        if role in ("system", "developer"):
+            if text := _flat(content):
+                yield self._developer(text)
+            return
+        message = self._lib.Message.from_role_and_contents(role, self._texts(content))
+        yield message.with_channel("final") if role == "assistant" else message
+
     def _said(self, text: str, channel: str) -> Any:
         message = self._lib.Message.from_role_and_content(self._lib.Role.ASSISTANT, text)
         return message.with_channel(channel)
@@ -151,6 +184,11 @@ class Harmony:
         return call.with_recipient(f"functions.{function.get('name', '')}").with_content_type(
             "json"
         )
+
+    def _answer(self, name: str, text: str) -> Any:
+        author = self._lib.Author.new(self._lib.Role.TOOL, f"functions.{name}")
+        answer = self._lib.Message.from_author_and_content(author, text)
+        return answer.with_channel("commentary").with_recipient("assistant")
 
     def _texts(self, content: Json) -> list[Any]:
         parts = (
@@ -194,6 +232,13 @@ class Harmony:
             return None
         plain = [self._start, *encode(f"assistant to={recipient[:-1]}"), self._channel]
         return [*plain, *encode(f"{name} {kind}"), self._message], end + 1
+
+
+def _role(message: Mapping[str, Json]) -> str:
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise Unroutable("message_without_role")
+    return role
 
 
 def _flat(content: Json) -> str | None:

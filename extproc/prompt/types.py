@@ -27,6 +27,7 @@ class Chat:
     system: Anthropic's `system` or the Responses API's `instructions`; None where there is none.
     tools: the raw JSON of the list, b"" where there is none.
     options: the keyword arguments of the template besides messages and tools.
+    effort: the reasoning effort that the API's own field asks for, None where it does not.
     template: the request's own, None where it has none.
     settings: the raw JSON of system, tools and options: equal bytes mean equal values. None where
         the chat did not come from a body.
@@ -37,6 +38,7 @@ class Chat:
     system: Json = None
     tools: bytes = b""
     options: Mapping[str, Json] = field(default_factory=dict)
+    effort: Json = None
     template: str | None = None
     settings: bytes | None = None
     add_special_tokens: bool = False
