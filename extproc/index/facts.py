@@ -85,10 +85,15 @@ class Capacity(Struct, frozen=True, tag="capacity"):
 
 
 class Joined(Struct, frozen=True, tag="joined"):
-    """The instance exists from here on, with blocks of `block_size` tokens, and is empty."""
+    """The instance exists from here on, with blocks of `block_size` tokens, and is empty.
+
+    One that is there with the same block size and endpoint stays as it is: several replicas say so
+    of the same instance. endpoint: `ip:port`; another one under the same name is a new instance.
+    """
 
     instance: InstanceId
     block_size: int
+    endpoint: str = ""
 
 
 class Left(Struct, frozen=True, tag="left"):
