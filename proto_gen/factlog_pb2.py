@@ -24,17 +24,13 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17proto_gen/factlog.proto\x12\rhoming.log.v1\")\n\x06Record\x12\x10\n\x08\x63hecksum\x18\x01 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x0c\"`\n\x05\x42\x61tch\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x11\n\tinstances\x18\x02 \x03(\t\x12\x0f\n\x07tenants\x18\x03 \x03(\t\x12\"\n\x05\x66\x61\x63ts\x18\x04 \x03(\x0b\x32\x13.homing.log.v1.Fact\"\xc1\x02\n\x04\x46\x61\x63t\x12\x10\n\x08instance\x18\x01 \x01(\r\x12#\n\x04held\x18\x02 \x01(\x0b\x32\x13.homing.log.v1.HeldH\x00\x12)\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x16.homing.log.v1.DroppedH\x00\x12)\n\x07\x63leared\x18\x04 \x01(\x0b\x32\x16.homing.log.v1.ClearedH\x00\x12)\n\x07\x65xpired\x18\x05 \x01(\x0b\x32\x16.homing.log.v1.ExpiredH\x00\x12+\n\x08\x63\x61pacity\x18\x06 \x01(\x0b\x32\x17.homing.log.v1.CapacityH\x00\x12\'\n\x06joined\x18\x07 \x01(\x0b\x32\x15.homing.log.v1.JoinedH\x00\x12#\n\x04left\x18\x08 \x01(\x0b\x32\x13.homing.log.v1.LeftH\x00\x42\x06\n\x04kind\"~\n\x04Held\x12!\n\x04tier\x18\x01 \x01(\x0e\x32\x13.homing.log.v1.Tier\x12%\n\x06source\x18\x02 \x01(\x0e\x32\x15.homing.log.v1.Source\x12\x0e\n\x06parent\x18\x03 \x01(\x06\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12\x0e\n\x06tenant\x18\x05 \x01(\r\"a\n\x07\x44ropped\x12!\n\x04tier\x18\x01 \x01(\x0e\x32\x13.homing.log.v1.Tier\x12%\n\x06source\x18\x02 \x01(\x0e\x32\x15.homing.log.v1.Source\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\"0\n\x07\x43leared\x12%\n\x06source\x18\x01 \x01(\x0e\x32\x15.homing.log.v1.Source\"\x17\n\x07\x45xpired\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\"=\n\x08\x43\x61pacity\x12!\n\x04tier\x18\x01 \x01(\x0e\x32\x13.homing.log.v1.Tier\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\".\n\x06Joined\x12\x12\n\nblock_size\x18\x01 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"\x06\n\x04Left\"-\n\x07Pointer\x12\x10\n\x08\x63hecksum\x18\x01 \x01(\x0c\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c\"\x9d\x01\n\x08Snapshot\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x06\x12\x17\n\x0f\x63hunks_checksum\x18\x06 \x01(\x0c\x12&\n\x07writers\x18\x07 \x03(\x0b\x32\x15.homing.log.v1.Writer\"!\n\x06Writer\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"F\n\x07Replica\x12\x0f\n\x07version\x18\x01 \x01(\r\x12*\n\tinstances\x18\x02 \x03(\x0b\x32\x17.homing.log.v1.InFlight\"F\n\x08InFlight\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\x04*\x18\n\x04Tier\x12\x07\n\x03GPU\x10\x00\x12\x07\n\x03\x43PU\x10\x01*9\n\x06Source\x12\x08\n\x04PICK\x10\x00\x12\n\n\x06\x41NSWER\x10\x01\x12\t\n\x05\x45VENT\x10\x02\x12\x0e\n\nCORRECTION\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17proto_gen/factlog.proto\x12\rhoming.log.v1\")\n\x06Record\x12\x10\n\x08\x63hecksum\x18\x01 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x0c\"`\n\x05\x42\x61tch\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x11\n\tinstances\x18\x02 \x03(\t\x12\x0f\n\x07tenants\x18\x03 \x03(\t\x12\"\n\x05\x66\x61\x63ts\x18\x04 \x03(\x0b\x32\x13.homing.log.v1.Fact\"\xc1\x02\n\x04\x46\x61\x63t\x12\x10\n\x08instance\x18\x01 \x01(\r\x12#\n\x04held\x18\x02 \x01(\x0b\x32\x13.homing.log.v1.HeldH\x00\x12)\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x16.homing.log.v1.DroppedH\x00\x12)\n\x07\x63leared\x18\x04 \x01(\x0b\x32\x16.homing.log.v1.ClearedH\x00\x12)\n\x07\x65xpired\x18\x05 \x01(\x0b\x32\x16.homing.log.v1.ExpiredH\x00\x12+\n\x08\x63\x61pacity\x18\x06 \x01(\x0b\x32\x17.homing.log.v1.CapacityH\x00\x12\'\n\x06joined\x18\x07 \x01(\x0b\x32\x15.homing.log.v1.JoinedH\x00\x12#\n\x04left\x18\x08 \x01(\x0b\x32\x13.homing.log.v1.LeftH\x00\x42\x06\n\x04kind\"R\n\x04Held\x12\x0c\n\x04tier\x18\x01 \x01(\r\x12\x0e\n\x06source\x18\x02 \x01(\r\x12\x0e\n\x06parent\x18\x03 \x01(\x06\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12\x0e\n\x06tenant\x18\x05 \x01(\r\"5\n\x07\x44ropped\x12\x0c\n\x04tier\x18\x01 \x01(\r\x12\x0e\n\x06source\x18\x02 \x01(\r\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\"\x19\n\x07\x43leared\x12\x0e\n\x06source\x18\x01 \x01(\r\"\x17\n\x07\x45xpired\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\"(\n\x08\x43\x61pacity\x12\x0c\n\x04tier\x18\x01 \x01(\r\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\".\n\x06Joined\x12\x12\n\nblock_size\x18\x01 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"\x06\n\x04Left\"-\n\x07Pointer\x12\x10\n\x08\x63hecksum\x18\x01 \x01(\x0c\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c\"\x9d\x01\n\x08Snapshot\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x06\x12\x17\n\x0f\x63hunks_checksum\x18\x06 \x01(\x0c\x12&\n\x07writers\x18\x07 \x03(\x0b\x32\x15.homing.log.v1.Writer\"!\n\x06Writer\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"F\n\x07Replica\x12\x0f\n\x07version\x18\x01 \x01(\r\x12*\n\tinstances\x18\x02 \x03(\x0b\x32\x17.homing.log.v1.InFlight\"F\n\x08InFlight\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto_gen.factlog_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=1314
-  _globals['_TIER']._serialized_end=1338
-  _globals['_SOURCE']._serialized_start=1340
-  _globals['_SOURCE']._serialized_end=1397
   _globals['_RECORD']._serialized_start=42
   _globals['_RECORD']._serialized_end=83
   _globals['_BATCH']._serialized_start=85
@@ -42,27 +38,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FACT']._serialized_start=184
   _globals['_FACT']._serialized_end=505
   _globals['_HELD']._serialized_start=507
-  _globals['_HELD']._serialized_end=633
-  _globals['_DROPPED']._serialized_start=635
-  _globals['_DROPPED']._serialized_end=732
-  _globals['_CLEARED']._serialized_start=734
-  _globals['_CLEARED']._serialized_end=782
-  _globals['_EXPIRED']._serialized_start=784
-  _globals['_EXPIRED']._serialized_end=807
-  _globals['_CAPACITY']._serialized_start=809
-  _globals['_CAPACITY']._serialized_end=870
-  _globals['_JOINED']._serialized_start=872
-  _globals['_JOINED']._serialized_end=918
-  _globals['_LEFT']._serialized_start=920
-  _globals['_LEFT']._serialized_end=926
-  _globals['_POINTER']._serialized_start=928
-  _globals['_POINTER']._serialized_end=973
-  _globals['_SNAPSHOT']._serialized_start=976
-  _globals['_SNAPSHOT']._serialized_end=1133
-  _globals['_WRITER']._serialized_start=1135
-  _globals['_WRITER']._serialized_end=1168
-  _globals['_REPLICA']._serialized_start=1170
-  _globals['_REPLICA']._serialized_end=1240
-  _globals['_INFLIGHT']._serialized_start=1242
-  _globals['_INFLIGHT']._serialized_end=1312
+  _globals['_HELD']._serialized_end=589
+  _globals['_DROPPED']._serialized_start=591
+  _globals['_DROPPED']._serialized_end=644
+  _globals['_CLEARED']._serialized_start=646
+  _globals['_CLEARED']._serialized_end=671
+  _globals['_EXPIRED']._serialized_start=673
+  _globals['_EXPIRED']._serialized_end=696
+  _globals['_CAPACITY']._serialized_start=698
+  _globals['_CAPACITY']._serialized_end=738
+  _globals['_JOINED']._serialized_start=740
+  _globals['_JOINED']._serialized_end=786
+  _globals['_LEFT']._serialized_start=788
+  _globals['_LEFT']._serialized_end=794
+  _globals['_POINTER']._serialized_start=796
+  _globals['_POINTER']._serialized_end=841
+  _globals['_SNAPSHOT']._serialized_start=844
+  _globals['_SNAPSHOT']._serialized_end=1001
+  _globals['_WRITER']._serialized_start=1003
+  _globals['_WRITER']._serialized_end=1036
+  _globals['_REPLICA']._serialized_start=1038
+  _globals['_REPLICA']._serialized_end=1108
+  _globals['_INFLIGHT']._serialized_start=1110
+  _globals['_INFLIGHT']._serialized_end=1180
 # @@protoc_insertion_point(module_scope)

@@ -1,30 +1,11 @@
 # mypy: disable-error-code=type-arg
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    GPU: _ClassVar[Tier]
-    CPU: _ClassVar[Tier]
-
-class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    PICK: _ClassVar[Source]
-    ANSWER: _ClassVar[Source]
-    EVENT: _ClassVar[Source]
-    CORRECTION: _ClassVar[Source]
-GPU: Tier
-CPU: Tier
-PICK: Source
-ANSWER: Source
-EVENT: Source
-CORRECTION: Source
 
 class Record(_message.Message):
     __slots__ = ("checksum", "batch")
@@ -73,28 +54,28 @@ class Held(_message.Message):
     PARENT_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
-    tier: Tier
-    source: Source
+    tier: int
+    source: int
     parent: int
     keys: bytes
     tenant: int
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., source: _Optional[_Union[Source, str]] = ..., parent: _Optional[int] = ..., keys: _Optional[bytes] = ..., tenant: _Optional[int] = ...) -> None: ...
+    def __init__(self, tier: _Optional[int] = ..., source: _Optional[int] = ..., parent: _Optional[int] = ..., keys: _Optional[bytes] = ..., tenant: _Optional[int] = ...) -> None: ...
 
 class Dropped(_message.Message):
     __slots__ = ("tier", "source", "keys")
     TIER_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
-    tier: Tier
-    source: Source
+    tier: int
+    source: int
     keys: bytes
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., source: _Optional[_Union[Source, str]] = ..., keys: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, tier: _Optional[int] = ..., source: _Optional[int] = ..., keys: _Optional[bytes] = ...) -> None: ...
 
 class Cleared(_message.Message):
     __slots__ = ("source",)
     SOURCE_FIELD_NUMBER: _ClassVar[int]
-    source: Source
-    def __init__(self, source: _Optional[_Union[Source, str]] = ...) -> None: ...
+    source: int
+    def __init__(self, source: _Optional[int] = ...) -> None: ...
 
 class Expired(_message.Message):
     __slots__ = ("keys",)
@@ -106,9 +87,9 @@ class Capacity(_message.Message):
     __slots__ = ("tier", "blocks")
     TIER_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    tier: Tier
+    tier: int
     blocks: int
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., blocks: _Optional[int] = ...) -> None: ...
+    def __init__(self, tier: _Optional[int] = ..., blocks: _Optional[int] = ...) -> None: ...
 
 class Joined(_message.Message):
     __slots__ = ("block_size", "endpoint")

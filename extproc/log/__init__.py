@@ -1,6 +1,23 @@
 """The fact log that all replicas fold: `MemoryLog` inside one process."""
 
-from extproc.log.interface import Apply, FactLog, LogClosedError, Reload
+from extproc.log.interface import (
+    PIECE_BYTES,
+    Apply,
+    BadSnapshot,
+    FactLog,
+    LogClosedError,
+    Reload,
+    Snapshots,
+)
 from extproc.log.memory import MemoryLog
 
-__all__ = ["Apply", "FactLog", "LogClosedError", "MemoryLog", "Reload"]
+__all__ = [
+    "PIECE_BYTES",
+    "Apply",
+    "BadSnapshot",
+    "FactLog",
+    "LogClosedError",
+    "MemoryLog",
+    "Reload",
+    "Snapshots",
+]

@@ -5,22 +5,21 @@ subscriber owns its index: it folds what it is given and nothing else. The write
 until `append` returns; after that it must not change it.
 
 What is ordered. A pool's subscribers are given every fact once, by rising revision, from one
-thread; facts that were appended together stay together and share a revision. Nothing is promised
-between pools, nor between `append` and a fact's return: another replica's facts may come first. A
-writer that needs its own facts at once keeps them aside as pending, by ticket, and drops those that
-`settled` says came back.
+thread; facts that were appended together stay together and share a revision (a replicated log may
+cut a long list between two). Nothing is promised between pools, nor between `append` and a fact's
+return: another replica's facts may come first. A writer that needs its own facts at once keeps them
+aside as pending, by ticket, and drops those that `settled` says are over.
 
 What can go wrong. `append` neither waits nor raises for want of a service: the log keeps a bounded
 backlog and counts what it had to leave out. A log that cannot go on from where it is (compacted
-behind it, a record that cannot be read) calls `reload`: the subscriber forgets everything, and the
-facts after the call (those of a snapshot first) build it again. After `close`, `append` raises
-`LogClosedError`.
+behind it, another cluster) calls `reload`: the subscriber forgets everything, and a snapshot and
+the facts after the call build it again. After `close`, `append` raises `LogClosedError`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
-from extproc.errors import HomingError
+from extproc.errors import HomingError, PeerViolation
 from extproc.index import Fact
 
 Apply: TypeAlias = Callable[[int, Fact], None]
@@ -29,9 +28,36 @@ Apply: TypeAlias = Callable[[int, Fact], None]
 Reload: TypeAlias = Callable[[], None]
 """Forget everything: the log starts over, its facts follow. Must not raise."""
 
+PIECE_BYTES = 512 * 1024
+"""Most bytes of a snapshot's piece."""
+
 
 class LogClosedError(HomingError):
     """Facts were appended to a log after its `close`."""
+
+
+class BadSnapshot(PeerViolation):
+    """Pieces that are no snapshot of this version, or not all of one, or damaged."""
+
+
+class Snapshots(Protocol):
+    """A subscriber's state as bytes, for logs that do not keep every fact.
+
+    Both ways in steps of about 2 ms: between two the event loop does other things, but no fact is
+    folded.
+    """
+
+    def save(self) -> Iterator[bytes]:
+        """Pieces of at most PIECE_BYTES that `load` makes the same state of, digest and all.
+
+        An empty piece is a step without result.
+        """
+
+    def load(self, pieces: Iterable[bytes]) -> Iterator[None]:
+        """Take over the state of `save`'s pieces, a step an item, after a `reload`.
+
+        Raises BadSnapshot; the state is then an empty one.
+        """
 
 
 class FactLog(Protocol):
@@ -41,12 +67,29 @@ class FactLog(Protocol):
         """Place of the last fact that the pool's subscribers were given; 0 before the first."""
 
     def settled(self, pool: str) -> int:
-        """The latest ticket of this writer whose facts the pool's subscribers were given."""
+        """The latest ticket up to which the pool's subscribers were given all that was appended, or
+        that was left out for good."""
 
-    def subscribe(self, pool: str, apply: Apply, reload: Reload | None = None) -> None:
+    def secret(self, pool: str) -> bytes | None:
+        """What all replicas key the pool's blocks with; None while it is not known.
+
+        A writer then uses one of its own, and appends nothing that it hashed with that.
+        """
+
+    def warm(self, pool: str) -> bool:
+        """Whether the pool's subscribers were given all that there was when the log was opened."""
+
+    def subscribe(
+        self,
+        pool: str,
+        apply: Apply,
+        reload: Reload | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         """Give `apply` every fact of the pool, from the log's start on.
 
-        reload: needed for a log that may start over; one that cannot never calls it.
+        reload, snapshots: needed for a log that may start over, or that keeps a snapshot; the first
+        subscriber's snapshots are used for all.
         """
 
     def append(self, pool: str, facts: Sequence[Fact]) -> int:
@@ -56,7 +99,10 @@ class FactLog(Protocol):
         """
 
     async def open(self) -> None:
-        """Load what there is. When it returns, subscribers are as warm as the log can make them."""
+        """Load what there is, for as long as that may take.
+
+        When it returns, subscribers are as warm as the log could make them in time.
+        """
 
     async def close(self) -> None:
         """Write what is pending, within the log's own time limit, and stop. May be called twice."""

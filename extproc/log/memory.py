@@ -1,10 +1,11 @@
 """The embedded log: one process, no service; what is appended is folded before `append` returns."""
 
+import secrets
 from collections import deque
 from collections.abc import Sequence
 
 from extproc.index import Fact
-from extproc.log.interface import Apply, LogClosedError, Reload
+from extproc.log.interface import Apply, LogClosedError, Reload, Snapshots
 
 
 class MemoryLog:
@@ -17,6 +18,7 @@ class MemoryLog:
     def __init__(self) -> None:
         self._subscribers: dict[str, list[Apply]] = {}
         self._folded: dict[str, int] = {}
+        self._secret = secrets.token_bytes(32)
         self._waiting: deque[tuple[str, int, tuple[Fact, ...]]] = deque()
         self._written = 0
         self._folding = False
@@ -30,7 +32,21 @@ class MemoryLog:
         """The latest ticket that was folded."""
         return self._folded.get(pool, 0)
 
-    def subscribe(self, pool: str, apply: Apply, reload: Reload | None = None) -> None:
+    def secret(self, pool: str) -> bytes:
+        """Known from the start, another one in each process."""
+        return self._secret
+
+    def warm(self, pool: str) -> bool:
+        """There is nothing to load."""
+        return True
+
+    def subscribe(
+        self,
+        pool: str,
+        apply: Apply,
+        reload: Reload | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         """Give `apply` the pool's facts. Raises ValueError if it missed some already."""
         if pool in self._folded:
             raise ValueError("the memory log keeps no facts: subscribe before the first append")
