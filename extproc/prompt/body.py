@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
 from extproc.errors import BadRequest, PreviousResponse, Unroutable
+from extproc.prompt.dialects import goes_on
 from extproc.prompt.ids import pack_ids
 from extproc.prompt.rawarray import RawArray
 from extproc.prompt.reader import Body, BodyReader, read_fields
@@ -135,7 +136,7 @@ def _messages(fields: Body) -> Chat:
         fields.items,
         Dialect.ANTHROPIC,
         system=fields.get("system"),
-        tools=_tools(fields),
+        tools=_tools(fields, empty=b"[]"),
         options=_options(fields, effort, add_generation_prompt=True),
         effort=effort,
         settings=_settings(
@@ -156,6 +157,7 @@ def _responses(fields: Body) -> Chat | Plain:
         if not isinstance(text, str):
             raise Unroutable("no_input")
         items = RawArray.of([{"role": "user", "content": text}])
+    continued = goes_on(items.decoded([len(items) - 1])[0]) if len(items) else False
     reasoning = fields.get("reasoning")
     effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
     return Chat(
@@ -163,7 +165,12 @@ def _responses(fields: Body) -> Chat | Plain:
         Dialect.RESPONSES,
         system=fields.get("instructions"),
         tools=_tools(fields),
-        options=_options(fields, effort, add_generation_prompt=True),
+        options=_options(
+            fields,
+            effort,
+            add_generation_prompt=not continued,
+            continue_final_message=continued or None,
+        ),
         effort=effort,
         settings=_settings(fields, "instructions", "tools", "chat_template_kwargs", "reasoning"),
     )
@@ -231,9 +238,12 @@ def _options(fields: Body, effort: Json, **own: Json) -> dict[str, Json]:
     return {name: value for name, value in options.items() if value not in _UNSET}
 
 
-def _tools(fields: Body) -> bytes:
+def _tools(fields: Body, empty: bytes = b"") -> bytes:
+    """empty: what no tools in a list are to a template: a list, or b"" for nothing."""
     raw = fields.raw("tools")
-    return b"" if raw == b"null" or _NO_TOOLS.fullmatch(raw) else raw
+    if _NO_TOOLS.fullmatch(raw):
+        return empty
+    return b"" if raw == b"null" else raw
 
 
 def _settings(fields: Body, *names: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -12,6 +13,15 @@ from extproc.prompt.types import Chat, Dialect, Json
 _BILLING = "x-anthropic-billing-header"
 _IMAGE: Json = {"type": "image_url"}
 """Which image it is is never looked at."""
+
+_TOOL_CHANGES = ("tool_addition", "tool_removal")
+
+
+class ToolsChanged(Unroutable):
+    """Messages of the chat change its tools, so that all of them must be read: `settle_tools`."""
+
+    def __init__(self) -> None:
+        super().__init__("tool_change")
 
 
 def leading_messages(chat: Chat) -> list[Json]:
@@ -57,16 +67,69 @@ def inline_system_texts(items: Iterable[Json]) -> list[str]:
 
 def tools_of(chat: Chat) -> Sequence[Json] | None:
     """Tools in OpenAI's form; Unroutable where they have none."""
-    if not chat.tools:
+    tools = _tools_as_sent(chat)
+    if tools is None:
         return None
-    tools = msgspec.json.decode(chat.tools)
-    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise Unroutable("tools_invalid")
     if chat.dialect is Dialect.ANTHROPIC:
         return [_anthropic_tool(tool) for tool in tools]
     if chat.dialect is Dialect.RESPONSES:
         return [_responses_tool(tool) for tool in tools]
     return tools
+
+
+def _tools_as_sent(chat: Chat) -> list[dict[str, Json]] | None:
+    if not chat.tools:
+        return None
+    tools = msgspec.json.decode(chat.tools)
+    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise Unroutable("tools_invalid")
+    return tools
+
+
+def settle_tools(chat: Chat) -> Chat:
+    """The chat with the tools that are in effect at its end, and without what changed them.
+
+    (`_resolve_tools`) Reads all messages. Raises Unroutable where vLLM refuses the change.
+    """
+    tools: dict[str, Json] = {
+        _string(tool.get("name"), "tools_invalid"): tool for tool in _tools_as_sent(chat) or ()
+    }
+    removed: set[str] = set()
+    texts: dict[int, Json] = {}
+    for i, message in enumerate(chat.messages.decoded()):
+        content = message.get("content")
+        if message.get("role") != "system" or not isinstance(content, list):
+            continue
+        for block in content:
+            if isinstance(block, dict) and block.get("type") in _TOOL_CHANGES:
+                _change_tools(block, tools, removed)
+                kept = [
+                    one for one in content if isinstance(one, dict) and one.get("type") == "text"
+                ]
+                texts[i] = {"role": "system", "content": kept}
+    try:
+        left = [tool for name, tool in tools.items() if name not in removed]
+        raw = json.dumps(left, ensure_ascii=False, allow_nan=False).encode()
+        messages = chat.messages.replaced(texts)
+    except (ValueError, OverflowError):
+        raise Unroutable("tools_invalid") from None
+    return replace(chat, messages=messages, tools=raw, settings=None)
+
+
+def _change_tools(block: dict[str, Json], tools: dict[str, Json], removed: set[str]) -> None:
+    adds = block["type"] == "tool_addition"
+    match block.get("tool"):
+        case {"type": "tool_reference", "name": str(name)} if name in tools:
+            if adds:  # it is no longer deferred
+                tools[name] = tools[name] | {"defer_loading": None}
+        case {"type": "tool_definition", "definition": {"name": str(name)} as tool} if adds:
+            tools[name] = tool
+        case _:
+            raise Unroutable("tool_change")
+    if adds:
+        removed.discard(name)
+    else:
+        removed.add(name)
 
 
 def _anthropic_texts(content: Json) -> list[str]:
@@ -78,8 +141,8 @@ def _anthropic_texts(content: Json) -> list[str]:
     texts = []
     for block in content:
         text = block.get("text") if isinstance(block, dict) else None
-        if isinstance(block, dict) and block.get("type") in ("tool_addition", "tool_removal"):
-            raise Unroutable("tool_change")
+        if isinstance(block, dict) and block.get("type") in _TOOL_CHANGES:
+            raise ToolsChanged
         if isinstance(text, str) and block.get("type") == "text" and not text.startswith(_BILLING):
             texts.append(text)
     return texts
@@ -116,6 +179,8 @@ def _from_anthropic(item: Json, merge_system: bool) -> list[Json]:
                 calls.append(_tool_use(block))
             case "tool_result" if role == "user":
                 before += _tool_result(block)
+            case "tool_result":
+                parts.append({"type": "text", "text": f"Tool result: {block.get('content') or ''}"})
             case "image":
                 parts.append(_IMAGE)
             case "redacted_thinking" | "tool_reference":
@@ -144,23 +209,37 @@ def _tool_use(block: dict[str, Json]) -> Json:
 
 
 def _tool_result(block: dict[str, Json]) -> list[Json]:
-    """A tool's answer; its images become a user message after it (`_convert_user_tool_result`)."""
+    """A tool's answer; its images become a message after it (`_convert_user_tool_result`).
+
+    So do the tools that it names; what else is in it, vLLM leaves out.
+    """
     content = block.get("content")
     text = content if isinstance(content, str) else ""
-    images = []
+    images: list[Json] = []
+    tools: list[Json] = []
     if isinstance(content, list):
         texts = []
         for item in content:
-            match item.get("type") if isinstance(item, dict) else None:
-                case "text":
+            match item:
+                case {"type": "text"}:
                     texts.append(_string(item.get("text", "")))
-                case "image":
+                case {"type": "image"}:
                     images.append(_IMAGE)
+                case {"type": "tool_reference"}:
+                    if name := item.get("tool_name") or item.get("name"):
+                        tools.append({"type": "tool_reference", "name": name})
+                case dict():
+                    pass
                 case _:
-                    raise Unroutable("content_part_unknown")
+                    raise Unroutable("content_part_invalid")
         text = "\n".join(texts)
     answer = {"role": "tool", "tool_call_id": block.get("tool_use_id") or "", "content": text}
-    return [answer, {"role": "user", "content": images}] if images else [answer]
+    messages: list[Json] = [answer]
+    if images:
+        messages.append({"role": "user", "content": images})
+    if tools:
+        messages.append(answer | {"content": tools})
+    return messages
 
 
 def _anthropic_tool(tool: dict[str, Json]) -> Json:
@@ -208,8 +287,6 @@ def _from_responses(items: Iterable[Json]) -> list[Json]:
 
 def _answer_part(item: Json) -> tuple[str | None, Json]:
     """(field of the assistant's message, its value), or (None, a whole message)."""
-    if item.get("status") in ("in_progress", "incomplete"):
-        raise Unroutable("answer_to_continue")
     content = item.get("content")
     match item.get("type"):
         case "function_call":
@@ -235,13 +312,23 @@ def _answer_part(item: Json) -> tuple[str | None, Json]:
     raise Unroutable("input_item_unknown")
 
 
+def goes_on(item: Json) -> bool:
+    """Whether a Responses request ends in this answer for it to be continued.
+
+    (`should_continue_final_message`, openai/responses/utils.py)
+    """
+    return item.get("type", "message") in ("message", "reasoning") and (
+        item.get("status") in ("in_progress", "incomplete")
+    )
+
+
 def _first_text(content: Json) -> str | None:
     first = content[0] if isinstance(content, list) and content else None
     text = first.get("text") if isinstance(first, dict) else None
     return text if isinstance(text, str) else None
 
 
-def _string(value: Json) -> str:
+def _string(value: Json, reason: str = "content_part_invalid") -> str:
     if not isinstance(value, str):
-        raise Unroutable("content_part_invalid")
+        raise Unroutable(reason)
     return value

@@ -18,7 +18,13 @@ _TEXT_PARTS = {
     "output_text": "text",
     "refusal": "refusal",
     "thinking": "thinking",
+    "tool_reference": "name",
 }
+"""The field that holds a part's text, by the part's type."""
+
+_REFERENCE = "tool_reference"
+"""A part that names a tool; a template may write the tool out there."""
+
 _MEDIA_PARTS = frozenset(
     {
         "audio_embeds",
@@ -177,10 +183,15 @@ def _as_parts(role: str, content: Json, media: str | None) -> Json:
         fields = item if isinstance(item, dict) else {}
         if not text and fields and fields.get("text", fields.get("refusal")) is None:
             continue
+        if fields.get("type") == _REFERENCE:
+            parts.append({"type": _REFERENCE, "name": text})
+            continue
         extra = {name: fields[name] for name in fields if name not in _PART_FIELDS}
         parts.append({"type": "text", "text": text} | extra)
-    # Answers of tools are one text in either format (`_parse_chat_message_content`).
-    return "\n".join(part["text"] for part in parts) if role == "tool" else parts
+    # Answers of tools that are texts are one text in either format (`_parse_chat_message_content`).
+    if role == "tool" and all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
 
 
 def _tool_calls(calls: Json) -> list[dict[str, Json]]:
@@ -257,9 +268,7 @@ def normalise_tools(tools: Sequence[Json] | None) -> list[dict[str, Any]] | None
     only if set, and unknown fields are gone (openai/chat_completion/protocol.py and
     generate/base/protocol.py).
     """
-    if not tools:
-        return None
-    return [_tool(tool) for tool in tools]
+    return None if tools is None else [_tool(tool) for tool in tools]
 
 
 def _tool(tool: Json) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A JSON array of objects, cut into its items but not decoded: most of a body is known already."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -42,7 +42,10 @@ class RawArray:
     @classmethod
     def of(cls, values: Iterable[Json]) -> "RawArray":
         """The array of these values."""
-        items = [msgspec.json.encode(value) for value in values]
+        return cls._joined([msgspec.json.encode(value) for value in values])
+
+    @classmethod
+    def _joined(cls, items: list[bytes]) -> "RawArray":
         ends = array("Q", accumulate(len(item) + 1 for item in items))
         starts = array("Q", (end - len(item) - 1 for end, item in zip(ends, items, strict=True)))
         return cls(b",".join(items), starts, array("Q", (end - 1 for end in ends)))
@@ -69,6 +72,16 @@ class RawArray:
             values: list[Json] = _decode(b"[%b]" % data[starts[0] : ends[-1]])
             return values
         return [_decode(data[starts[i] : ends[i]]) for i in indices]
+
+    def replaced(self, values: Mapping[int, Json]) -> "RawArray":
+        """The array with other values in these places."""
+        data, starts, ends = self._data, self.starts, self.ends
+        return self._joined(
+            [
+                msgspec.json.encode(values[i]) if i in values else data[starts[i] : ends[i]]
+                for i in range(len(self))
+            ]
+        )
 
     def digests(self) -> list[bytes]:
         """Chained digests: the last one stands for all items, the one before for all but one, …

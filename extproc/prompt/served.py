@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from extproc.errors import ConfigError, Unroutable
 from extproc.prompt.blocks import block_keys
+from extproc.prompt.dialects import ToolsChanged, settle_tools
 from extproc.prompt.harmony import Harmony
 from extproc.prompt.modelfiles import is_gpt_oss, read_templates
 from extproc.prompt.pieces import PieceMemo, root_node, safe_cuts
@@ -19,6 +22,8 @@ from extproc.prompt.turns import CHECKS, Counts, TurnMemo
 from extproc.prompt.types import Chain, Chat, Prompt
 from extproc.stages import Stages
 from extproc.terms import NO_BLOCK, TOKEN_BYTES, BlockKey, TokenIds
+
+_T = TypeVar("_T")
 
 _MEMO_BYTES = 256 << 20
 """Of which half is for pieces and half for turns."""
@@ -117,6 +122,9 @@ class ServedModel:
 
     def token_ids(self, prompt: Prompt) -> tuple[TokenIds, ...]:
         """The ids of each prompt of the request, as the engine computes them, without memos."""
+        return _settled(self._token_ids, prompt)
+
+    def _token_ids(self, prompt: Prompt) -> tuple[TokenIds, ...]:
         content = prompt.content
         if isinstance(content, Chat):
             if self._harmony:
@@ -139,11 +147,19 @@ class ServedModel:
         Before the first image, sound or video the chain ends, and its tokens are counted up to
         there: what comes after depends on the engine's multi-modal processor.
         """
+        return _settled(
+            lambda prompt: self._encode(prompt, root, block_size, stages),
+            prompt,
+        )
+
+    def _encode(
+        self, prompt: Prompt, root: BlockKey, block_size: int, stages: Stages
+    ) -> tuple[Chain, ...]:
         content = prompt.content
         if isinstance(content, Chat) and not (content.add_special_tokens or self._harmony):
             return (self._encode_chat(content, root, block_size, stages),)
         with stages.stage("tokenize"):
-            prompts = self.token_ids(prompt)
+            prompts = self._token_ids(prompt)
         with stages.stage("hash"):
             return tuple(
                 Chain(block_keys(ids, root, block_size), len(ids) // TOKEN_BYTES) for ids in prompts
@@ -199,6 +215,15 @@ class ServedModel:
         if at < 0 or self._cut is None:
             raise Unroutable("media")
         return text[: max(text.rfind(self._cut, 0, at), 0)]
+
+
+def _settled(read: Callable[[Prompt], _T], prompt: Prompt) -> _T:
+    """What is read of a prompt, with the tools of its end where its messages change them."""
+    try:
+        return read(prompt)
+    except ToolsChanged:
+        assert isinstance(prompt.content, Chat)
+        return read(replace(prompt, content=settle_tools(prompt.content)))
 
 
 def _best_cut(tokenizer: Tokenizer, templates: Templates) -> str | None:

@@ -103,6 +103,8 @@ class ChatTemplate:
         options = dict(options or {})
         continued = options.pop("continue_final_message", False)
         if continued:
+            if "content" not in self.source:  # transformers refuses such a template
+                raise Unroutable("nothing_to_continue")
             messages, final = _mark_final(messages)
         values = {
             **self._tokens,

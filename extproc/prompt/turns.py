@@ -269,9 +269,15 @@ class TurnMemo:
     def _kind(self, template: ChatTemplate, message: dict[str, Json]) -> int:
         """A number for all messages that the template may treat alike; -1: too many kinds."""
         content = message["content"]
-        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        types: tuple[str, ...] = ()
+        if isinstance(content, str):
+            text = content
+        else:
+            text = "".join(part.get("text", "") for part in content)
+            types = tuple(sorted({part["type"] for part in content}))
         key = (
             *message,
+            types,
             message["role"],
             min(len(message.get("tool_calls", ())), 2),
             bool(message.get("reasoning")),
@@ -393,7 +399,7 @@ def _shape(rendering: Rendering, turn: Turn, kinds: dict[int, list[int]]) -> Sha
                 order.append((kind, False))
     if len(order) > _MAX_AFTER:
         return None
-    has_tools = rendering.tools is not None
+    has_tools = None if rendering.tools is None else bool(rendering.tools)
     return id(rendering.template), has_tools, rendering.options_digest, turn.kinds, tuple(order)
 
 

@@ -119,5 +119,6 @@ def test_tool_keeps_its_json_for_each_form() -> None:
     assert isinstance(tool["function"], KeptJson)
 
 
-def test_no_tools_are_none() -> None:
-    assert normalise_tools(None) is normalise_tools([]) is None
+def test_no_tools_are_none_only_where_there_is_no_list() -> None:
+    assert normalise_tools(None) is None
+    assert normalise_tools([]) == []
