@@ -16,26 +16,35 @@ from extproc.index.facts import (
     Source,
     Tier,
 )
+from extproc.index.loading import SnapshotError
 from extproc.index.lookup import Depths
 from extproc.index.prefix import IndexStats, PrefixIndex
 from extproc.index.scope import Bounds
+from extproc.index.snapshot import FOLD_VERSION, Chunk, Edges, Head, InstanceState, Plane
 
 __all__ = [
+    "FOLD_VERSION",
     "Bounds",
     "Capacity",
+    "Chunk",
     "Cleared",
     "Depths",
     "Dropped",
     "EdgeDump",
+    "Edges",
     "Expired",
     "Fact",
+    "Head",
     "Held",
     "HolderDump",
     "IndexDump",
     "IndexStats",
+    "InstanceState",
     "Joined",
     "Left",
+    "Plane",
     "PrefixIndex",
+    "SnapshotError",
     "Source",
     "Tier",
     "dump",

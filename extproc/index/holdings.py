@@ -8,6 +8,7 @@ from extproc.index.instance import TIERS, Instance
 from extproc.index.keys import common_prefix, key_sum, reverse, same_keys
 from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
+from extproc.index.snapshot import Cut
 from extproc.index.tree import HELD_CPU, MAX_EDGE, Edge, Tree
 from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, PackedKeys
 
@@ -30,7 +31,8 @@ class Holdings:
 
     now: position in the log of the fact that is being folded. rest: what is left of a fact that was
     too much for one slice, itself a fact; who folds it next goes on with it before anything else.
-    on_cpu: whether anything ever was on the slower tier. evicted, refused: counters by reason.
+    on_cpu: whether anything ever was on the slower tier. cut: the snapshot that is being taken.
+    evicted, refused: counters by reason.
     """
 
     def __init__(self, tree: Tree, roster: Roster, scopes: Scopes) -> None:
@@ -40,6 +42,7 @@ class Holdings:
         self.now = 0
         self.rest: Fact | None = None
         self.on_cpu = False
+        self.cut: Cut | None = None
         self.evicted: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
 
@@ -115,6 +118,8 @@ class Holdings:
     ) -> None:
         """The instance has these blocks of an edge in these planes, the first of them the tier."""
         slot = instance.slot
+        if self.cut is not None:
+            self.cut.save(edge)
         wanted = (1 << stop) - (1 << start)
         if not edge.has(slot):
             edge.welcome(slot)
@@ -124,7 +129,7 @@ class Holdings:
             new = wanted & ~had
             if new:
                 cover.put(slot, had | new, edge.size)
-                instance.sums[plane] += _block_sum(edge, new)
+                instance.sums[plane] += block_sum(edge, new)
                 if plane < TIERS:
                     self._count(instance, plane, edge, new.bit_count())
 
@@ -149,6 +154,8 @@ class Holdings:
             and edge.size < MAX_EDGE
             and (edge.full & ~bit).bit_count() <= _JOIN_OTHERS
         ):
+            if self.cut is not None:
+                self.cut.save(edge)
             room = (MAX_EDGE - edge.size) * KEY_BYTES
             old = edge.size
             if not edge.full & bit and not edge.has(slot):
@@ -169,7 +176,7 @@ class Holdings:
         assert edge is not None
         instance.counts[planes[0]] += added
         if self._scopes.any:
-            self._count_scopes(instance, edge, added)
+            self.count_scopes(instance, edge, added)
         return edge
 
     # Recency
@@ -177,6 +184,8 @@ class Holdings:
     def _touch(self, instance: Instance, edge: Edge, upto: int) -> None:
         """What the instance holds from the root to block `upto` of `edge` is the most recent."""
         slot, bit, now = instance.slot, instance.bit, self.now
+        if self.cut is not None:
+            self.cut.save_path(edge)
         if upto < edge.size and any(edge.blocks(tier, slot) >> upto for tier in Tier):
             edge = self._split(edge, upto)
         if instance.counts[Tier.CPU]:
@@ -208,7 +217,7 @@ class Holdings:
             below = at
             at = at.parent
         if tail is not None and self._scopes.any:
-            self._queued(instance, tail, now)
+            self.queued(instance, tail, now)
 
     def _queue_cpu(self, instance: Instance, edge: Edge) -> None:
         """`_touch` for the slower tier's order, before the stamps change."""
@@ -229,10 +238,12 @@ class Holdings:
         if tail is not None:
             tails.put(now, tail)
             if self._scopes.any:
-                self._queued(instance, tail, now)
+                self.queued(instance, tail, now)
 
     def _split(self, edge: Edge, at: int) -> Edge:
         """Cut an edge before block `at`, with the stamps and queues of its holders."""
+        if self.cut is not None:
+            self.cut.save(edge)
         stamps = {slot: edge.stamp_of(slot) for slot in edge.holders()}
         upper = self.tree.split(edge, at)
         for part in (upper, edge):
@@ -256,7 +267,9 @@ class Holdings:
     def _unset(self, instance: Instance, tier: int, edge: Edge, gone: int) -> None:
         """Take blocks that the instance holds in this tier away from it."""
         slot, size = instance.slot, edge.size
-        total = _block_sum(edge, gone)
+        if self.cut is not None:
+            self.cut.save_path(edge)  # the queue's entry may go to an edge above
+        total = block_sum(edge, gone)
         for plane in (tier, tier + TIERS):
             cover = edge.plane(plane)
             if cover is None:
@@ -265,7 +278,7 @@ class Holdings:
             lost = had & gone
             if lost:
                 cover.put(slot, had ^ lost, size)
-                instance.sums[plane] -= total if lost == gone else _block_sum(edge, lost)
+                instance.sums[plane] -= total if lost == gone else block_sum(edge, lost)
         self._count(instance, tier, edge, -gone.bit_count())
         cover = edge.plane(tier)
         if cover is None or not cover.holds(slot):
@@ -382,16 +395,18 @@ class Holdings:
         """The instance has so many blocks more (or fewer) of this edge."""
         instance.counts[tier] += blocks
         if self._scopes.any:
-            self._count_scopes(instance, edge, blocks)
+            self.count_scopes(instance, edge, blocks)
 
-    def _count_scopes(self, instance: Instance, edge: Edge, blocks: int) -> None:
+    def count_scopes(self, instance: Instance, edge: Edge, blocks: int) -> None:
+        """`_count` for the bounds."""
         for scope in self._scopes.of(edge.tenant):
             instance.scopes[scope] = instance.scopes.get(scope, 0) + blocks
             if not instance.scopes[scope]:
                 del instance.scopes[scope]
             scope.held += blocks
 
-    def _queued(self, instance: Instance, edge: Edge, stamp: int) -> None:
+    def queued(self, instance: Instance, edge: Edge, stamp: int) -> None:
+        """The instance has an entry of this stamp, the newest, in one of its orders."""
         for scope in self._scopes.of(edge.tenant):
             scope.order.put(stamp, instance.slot)
 
@@ -419,7 +434,7 @@ class Holdings:
         return True
 
 
-def _block_sum(edge: Edge, blocks: int) -> int:
+def block_sum(edge: Edge, blocks: int) -> int:
     """Sum of the keys of these blocks, which are mostly one run."""
     low = (blocks & -blocks).bit_length() - 1
     run = blocks >> low

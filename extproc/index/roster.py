@@ -23,7 +23,7 @@ class Roster:
         self._free: list[int] = []
         self._groups: dict[int, tuple[InstanceId, ...]] = {}
 
-    def place(self, name: InstanceId, block_size: int) -> Instance:
+    def place(self, name: InstanceId, block_size: int, endpoint: str) -> Instance:
         """A new instance, empty, in a free slot."""
         if self._free:
             slot = self._free.pop()
@@ -32,7 +32,7 @@ class Roster:
             self.slots.append(None)
             self.names.append(name)
         self.names[slot] = name
-        instance = Instance(name, slot, block_size)
+        instance = Instance(name, slot, block_size, endpoint)
         self.slots[slot] = instance
         self.by_name[name] = instance
         self.live |= instance.bit

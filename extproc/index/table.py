@@ -143,6 +143,19 @@ class KeyTable:
         """Bytes of the table, the one being built, and the keys that wait."""
         return self.slots.nbytes + (self._next.nbytes if self._next else 0) + len(self._waiting)
 
+    def reserve(self, blocks: int) -> Iterator[None]:
+        """Make an empty table ready for so many blocks, a piece of its memory between results."""
+        slots = Slots(max(_SMALLEST, int(blocks / _FRESH)))
+        while not slots.prepare():
+            yield
+        self.slots = slots
+
+    def insert(self, keys: _Keys, ids: _Ids) -> None:
+        """Put blocks into a table that was made ready for them."""
+        if self.slots.used + len(keys) > self.slots.size * _FULL:
+            raise ValueError("more blocks than there was to be room for")
+        self.slots.insert(keys, ids)
+
     def add(self, edge_id: int, keys: bytes) -> None:
         """These blocks, at most a batch, are in that edge now. O(keys), copied."""
         self._waiting += keys

@@ -138,8 +138,13 @@ class Store:
     def __init__(self) -> None:
         self.chunks: list[npt.NDArray[np.object_]] = []
         self._free: list[int] = []
+        self._freed = self._free
         self.end = 1
         """Beyond the largest id."""
+
+    def keep_ids(self, keep: bool) -> None:
+        """Whether ids of edges that have gone stay unused: then a new edge's is the largest."""
+        self._free = [] if keep else self._freed
 
     def add(self, edge: Edge) -> None:
         """Give the edge an id."""
@@ -159,7 +164,7 @@ class Store:
     def remove(self, edge: Edge) -> None:
         """Forget the edge; its id is free again."""
         self.chunks[edge.id // _CHUNK][edge.id % _CHUNK] = None
-        self._free.append(edge.id)
+        self._freed.append(edge.id)
 
     def __iter__(self) -> Iterator[Edge]:
         for edge_id in range(1, self.end):

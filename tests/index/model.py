@@ -27,6 +27,7 @@ from extproc.index import (
 @dataclass
 class Instance:
     block_size: int
+    endpoint: str
     held: dict[Tier, set[int]] = field(default_factory=lambda: {tier: set() for tier in Tier})
     sure: dict[Tier, set[int]] = field(default_factory=lambda: {tier: set() for tier in Tier})
     limit: dict[Tier, int | None] = field(default_factory=lambda: dict.fromkeys(Tier))
@@ -73,7 +74,10 @@ class Model:
     def apply(self, fact: Fact) -> None:
         self.now += 1
         if isinstance(fact, Joined):
-            self.instances[fact.instance] = Instance(fact.block_size)
+            known = self.instances.get(fact.instance)
+            same = (fact.block_size, fact.endpoint)
+            if known is None or (known.block_size, known.endpoint) != same:
+                self.instances[fact.instance] = Instance(fact.block_size, fact.endpoint)
             return
         instance = self.instances.get(fact.instance)
         if instance is None:
@@ -154,8 +158,13 @@ class Model:
         total = 0
         for name, instance in self.instances.items():
             limits = [instance.limit[tier] for tier in Tier]
-            total += xxhash.xxh3_64_intdigest(f"{instance.block_size} {limits} {name}".encode())
-            for plane, blocks in enumerate([*instance.held.values(), *instance.sure.values()]):
-                weight = xxhash.xxh3_64_intdigest(f"{plane} {name}".encode())
-                total += weight * sum(blocks)
+            head = f"{instance.block_size} {limits} {name} {instance.endpoint} ".encode()
+            planes = [*instance.held.values(), *instance.sure.values()]
+            numbers = [sum(blocks) & (2**64 - 1) for blocks in planes]
+            for held in instance.held.values():
+                stamps = {instance.touched[key] for key in held}
+                numbers += [sum(stamp**2 for stamp in stamps)]
+            total += xxhash.xxh3_64_intdigest(
+                head + b"".join(number.to_bytes(24, "little") for number in numbers)
+            )
         return total & (2**64 - 1)

@@ -111,7 +111,7 @@ def test_facts_alone_work_the_backlog_off(monkeypatch: pytest.MonkeyPatch) -> No
     assert depths(index, prompts[30])["a"] == 2
 
 
-@pytest.mark.parametrize("gone", [Cleared(A, Source.EVENT), Left(A), Joined(A, 16)])
+@pytest.mark.parametrize("gone", [Cleared(A, Source.EVENT), Left(A), Joined(A, 32)])
 def test_an_instance_is_cleared_at_once_and_swept_out_in_slices(gone) -> None:
     index = index_of(A, B)
     prompts = bushy(index, 300)

@@ -1,5 +1,10 @@
 """Long random histories: the tree and the model that is plain to see as right must never differ."""
 
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -8,13 +13,16 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
+from msgspec import msgpack
 
 from extproc.index import (
     Bounds,
     Capacity,
+    Chunk,
     Cleared,
     Dropped,
     Expired,
@@ -25,10 +33,13 @@ from extproc.index import (
     Source,
     Tier,
     holdings,
+    loading,
     prefix,
+    snapshot,
     table,
     tree,
 )
+from extproc.index.snapshot import CHUNK_BYTES
 from extproc.terms import InstanceId, PackedKeys
 from tests.index.chains import held, keys, packed
 from tests.index.model import BLOCK_BYTES, Model
@@ -53,9 +64,13 @@ class Histories(RuleBasedStateMachine):
         self.index, self.model = PrefixIndex(self.bounds), Model(self.bounds)
         self.log: list[Fact] = []
         self.asked: set[str] = set()
+        self.saving: Iterator[Chunk] | None = None
+        self.pieces: list[Chunk] = []
+        self.since: list[Fact] = []
 
     def tell(self, fact: Fact) -> None:
         self.log.append(fact)
+        self.since.append(fact)
         self.index.apply(fact)
         self.model.apply(fact)
         while self.index.backlog:
@@ -113,7 +128,7 @@ class Histories(RuleBasedStateMachine):
         elif what is Left:
             self.tell(Left(instance))
         elif what is Joined:
-            self.tell(Joined(instance, 16))
+            self.tell(Joined(instance, 16 if limit else 32, "10.0.0.1:80" if limit > 6 else ""))
         else:
             self.tell(Capacity(instance, tier, limit))
 
@@ -143,6 +158,52 @@ class Histories(RuleBasedStateMachine):
         assert self.index.digest == self.model.digest
 
     @rule()
+    def restart_from_a_snapshot(self) -> None:
+        if self.saving is None:
+            self.index = self.loaded(list(self.index.snapshot()))
+
+    @precondition(lambda self: self.saving is None)
+    @rule()
+    def begin_a_snapshot(self) -> None:
+        self.saving, self.since = self.index.snapshot(), []
+        self.pieces = [next(self.saving)]
+
+    @precondition(lambda self: self.saving is not None)
+    @rule(pieces=st.integers(1, 3))
+    def go_on_with_the_snapshot(self, pieces: int) -> None:
+        assert self.saving is not None
+        self.pieces += islice(self.saving, pieces)
+
+    @precondition(lambda self: self.saving is not None)
+    @rule()
+    def finish_the_snapshot(self) -> None:
+        """It shows the moment of its beginning, and what follows does the same to it."""
+        assert self.saving is not None
+        self.pieces += self.saving
+        self.saving = None
+        again = self.loaded(self.pieces)
+        for fact in self.since:
+            again.apply(fact)
+        while again.step():
+            pass
+        while self.index.step():
+            pass
+        assert again.digest == self.index.digest
+        assert again.stats() == replace(
+            self.index.stats(), edges=again.stats().edges, table_bytes=again.stats().table_bytes
+        )
+        self.index = again
+
+    def loaded(self, chunks: list[Chunk]) -> PrefixIndex:
+        index = PrefixIndex(self.bounds)
+        index.apply(Joined(InstanceId("before"), 16))
+        index.apply(held(InstanceId("before"), "xyz"))
+        encoded = [msgpack.encode(chunk) for chunk in chunks]
+        assert max(map(len, encoded)) <= CHUNK_BYTES
+        deque(index.load(msgpack.decode(piece, type=Chunk) for piece in encoded), maxlen=0)
+        return index
+
+    @rule()
     def idle(self) -> None:
         while self.index.step():
             pass
@@ -157,7 +218,7 @@ class Histories(RuleBasedStateMachine):
             for block in self.model.chain(key)
         }
         assert self.index.stats().blocks >= len(needed)
-        if not self.index.step():
+        if self.saving is None and not self.index.step():
             assert self.index.stats().blocks == len(needed)
 
     def teardown(self) -> None:
@@ -180,6 +241,9 @@ class TinyHistories(Histories):
             self.patch.setattr(module, "MAX_EDGE", 3)
         self.patch.setattr(holdings, "_SLICE", 1)
         self.patch.setattr(prefix, "_SWEEP", 16)
+        self.patch.setattr(snapshot, "_LOOKS", 2)
+        self.patch.setattr(snapshot, "CHUNK_EDGES", 2)
+        self.patch.setattr(loading, "_SLICE", 1)
         self.patch.setattr(holdings, "_JOIN_OTHERS", 1)
         self.patch.setattr(table, "BATCH_KEYS", 4)
         self.patch.setattr(table, "_SMALLEST", 16)

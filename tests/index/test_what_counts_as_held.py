@@ -236,11 +236,23 @@ def test_a_slot_that_is_used_again_brings_no_blocks_of_its_former_instance() -> 
     assert depths(index, "abc") == {}
 
 
-def test_joining_again_empties_the_instance() -> None:
-    index = index_of(A)
+@pytest.mark.parametrize("other", [Joined(A, 32), Joined(A, 16, "10.0.0.1:8000")])
+def test_joining_as_another_one_empties_the_instance(other: Joined) -> None:
+    index = index_of(A, capacity=3)
     index.apply(held(A, "abc"))
-    index.apply(Joined(A, 32))
+    index.apply(other)
     assert (depths(index, "abc"), index.held_blocks(A)) == ({}, 0)
+    index.apply(held(A, "abcdef"))
+    assert depths(index, "abcdef") == {"a": 6}, "the old capacity must not outlive it"
+
+
+def test_an_instance_that_is_said_to_join_by_several_replicas_stays_as_it_is() -> None:
+    index = index_of(A, capacity=3)
+    index.apply(held(A, "abc"))
+    index.apply(Joined(A, 16))
+    assert depths(index, "abc") == {"a": 3}
+    index.apply(held(A, "abcdef"))
+    assert depths(index, "abcdef") == {"a": 3}
 
 
 def test_a_reset_index_is_a_new_one() -> None:
