@@ -23,7 +23,7 @@ from extproc.terms import NO_BLOCK, BlockKey, InstanceId, PackedKeys
 
 CONVERSATIONS = 300
 
-GOLDEN = ("774bf5ef11dfd903", 22247, 7201, 294, {"capacity": 23369, "tenant": 142546})
+GOLDEN = ("4bc9370c6f2c0039", 22247, 7201, 294, {"capacity": 23369, "tenant": 142546})
 """Digest, held, blocks, edges and evictions after the history."""
 
 
