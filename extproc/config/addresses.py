@@ -1,8 +1,12 @@
 """Addresses as Homing writes them: `ip:port`, `[ipv6]:port` and `unix:/path`."""
 
+import re
 from ipaddress import ip_address
 
 from extproc.terms import Endpoint
+
+_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_DOTTED = re.compile(r"[0-9.]+")
 
 UNIX_PREFIX = "unix:"
 """Begins the address of a unix socket; an absolute path follows."""
@@ -44,6 +48,17 @@ def is_local(address: str) -> bool:
     return address.startswith(UNIX_PREFIX) or ip_address(split_endpoint(address)[0]).is_loopback
 
 
+def is_loopback(address: str) -> bool:
+    """Whether a service's address is on this machine for sure."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def join_endpoint(host: str, port: int) -> str:
     """`ip:port`, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -52,6 +67,16 @@ def join_endpoint(host: str, port: int) -> str:
 def parse_peer(address: str) -> str:
     """An address to connect to: an endpoint, or `unix:/path`."""
     return parse_listen(address) if address.startswith(UNIX_PREFIX) else parse_endpoint(address)
+
+
+def parse_service(address: str) -> str:
+    """An address of a service to connect to: `host:port`, where the host may be a name."""
+    host, _, port = address.rpartition(":")
+    if _NAME.fullmatch(host) and not _DOTTED.fullmatch(host) and "://" not in address:
+        if port.isascii() and port.isdigit() and 0 < int(port) <= 65535:
+            return f"{host}:{int(port)}"
+        raise ValueError(f'"{address}" has no usable port; write a number from 1 to 65535')
+    return parse_endpoint(address)
 
 
 def _cut_port(endpoint: str) -> tuple[str, str]:

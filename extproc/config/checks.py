@@ -2,8 +2,8 @@
 
 from collections.abc import Hashable, Iterable, Iterator
 
-from extproc.config.addresses import is_local
-from extproc.config.model import Config, EnvoyTls, Pool, TlsFiles
+from extproc.config.addresses import is_local, is_loopback
+from extproc.config.model import Config, EnvoyTls, EtcdLog, Pool, TlsFiles
 from extproc.config.source import FieldPath, Finding, spell_field
 
 
@@ -18,6 +18,8 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _check_limits(config)
     yield from _check_tls(config)
     yield from _check_envoy_tls(config.envoy.tls)
+    if isinstance(config.log, EtcdLog):
+        yield from _check_etcd(config.log)
 
 
 def _model_names(config: Config) -> Iterator[tuple[FieldPath, str]]:
@@ -86,6 +88,28 @@ def _check_tls(config: Config) -> Iterator[Finding]:
             read_certificate(config.tls)
         except CertificateError as error:
             yield Finding(("tls", error.field), error.what)
+
+
+def _check_etcd(log: EtcdLog) -> Iterator[Finding]:
+    for e, endpoint in enumerate(log.endpoints):
+        if log.tls is None and not is_loopback(endpoint):
+            yield Finding(
+                ("log", "endpoints", e),
+                f'"{endpoint}" is another machine; add log.tls: {{ca: FILE}}, or log.tls: off',
+            )
+    if bool(log.user) != bool(log.password_file):
+        given, absent = ("user", "password_file") if log.user else ("password_file", "user")
+        yield Finding(("log", given), f"needs log.{absent} too")
+    if log.password_file is not None and not log.password_file.is_file():
+        yield Finding(("log", "password_file"), f"{log.password_file} is not a file")
+    if isinstance(log.tls, str | None):
+        return
+    if bool(log.tls.cert) != bool(log.tls.key):
+        given, absent = ("cert", "key") if log.tls.cert else ("key", "cert")
+        yield Finding(("log", "tls", given), f"needs log.tls.{absent} too")
+    for key, file in (("ca", log.tls.ca), ("cert", log.tls.cert), ("key", log.tls.key)):
+        if file is not None and not file.is_file():
+            yield Finding(("log", "tls", key), f"{file} is not a file")
 
 
 def _check_envoy_tls(tls: EnvoyTls) -> Iterator[Finding]:

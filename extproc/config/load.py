@@ -72,6 +72,8 @@ def _sentence(finding: Finding) -> str:
 
 def _finding(error: ErrorDetails, data: object) -> Finding:
     field = _field_path(error["loc"], data)
+    if error["type"] == "union_tag_invalid":
+        field = (*field, "kind")
     return Finding(field, _words(error, field))
 
 
@@ -123,6 +125,9 @@ def _words(error: ErrorDetails, field: FieldPath) -> str:
             return f"must be a finite number, not {found}"
         case "too_short" | "string_too_short":
             return "must not be empty"
+        case "union_tag_invalid":
+            expected = context["expected_tags"].replace("'", '"').replace(", ", " or ")
+            return f"must be {expected}, not {_shown(context['tag'])}"
         case "literal_error":
             expected = context["expected"].replace("'", '"')
             if keys := _keys_at(field):

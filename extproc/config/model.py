@@ -17,7 +17,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from extproc.config.addresses import parse_endpoint, parse_listen, parse_peer
+from extproc.config.addresses import parse_endpoint, parse_listen, parse_peer, parse_service
 from extproc.terms import Endpoint, InstanceId
 
 KIB = 1024
@@ -64,6 +64,12 @@ def _checked_url(value: str) -> str:
     return value
 
 
+def _checked_prefix(value: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._-]{1,63}){1,8}", value):
+        raise ValueError(f'"{value}" must be plain words with a slash before each, as /homing')
+    return value
+
+
 Name: TypeAlias = Annotated[str, AfterValidator(_checked_name)]
 """Safe as a metric label, an etcd path segment and a cluster name."""
 
@@ -80,6 +86,7 @@ ModelName: TypeAlias = Annotated[str, Field(min_length=1)]
 EndpointAddress: TypeAlias = Annotated[Endpoint, AfterValidator(parse_endpoint)]
 ListenAddress: TypeAlias = Annotated[str, AfterValidator(parse_listen)]
 PeerAddress: TypeAlias = Annotated[str, AfterValidator(parse_peer)]
+ServiceAddress: TypeAlias = Annotated[str, AfterValidator(parse_service)]
 FilePath: TypeAlias = Annotated[Path, BeforeValidator(_relative_to_file)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 ByteCount: TypeAlias = Annotated[int, Field(ge=1, le=1024 * MIB)]
@@ -190,10 +197,83 @@ class MemoryLog(Section):
     """The fact log inside the process: nothing to run, forgotten at the end."""
 
     kind: Literal["memory"] = "memory"
-    """Where facts are kept: `memory`, inside this process."""
+    """Where facts are kept: `memory`, inside this process, or `etcd`, shared by all replicas, which
+    has the keys below from `endpoints` on."""
 
 
-Log: TypeAlias = MemoryLog
+class EtcdTls(Section):
+    """TLS to etcd. The files are read at every connection."""
+
+    ca: FilePath | None = None
+    """Roots of etcd's certificates, PEM; the system's if not given."""
+
+    cert: FilePath | None = None
+    """Homing's own certificate, PEM, where etcd asks for one (mutual TLS)."""
+
+    key: FilePath | None = None
+    """Its private key, PEM."""
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """The name that etcd's certificates have; that of the endpoint if not given."""
+
+
+class EtcdLog(Section):
+    """The fact log in etcd (3.5.6 or later), shared by all replicas and kept over restarts
+    (docs/replication.md)."""
+
+    kind: Literal["etcd"]
+    """Where facts are kept: `etcd`."""
+
+    endpoints: Annotated[tuple[ServiceAddress, ...], Field(min_length=1)]
+    """The members of etcd: `host:port`."""
+
+    prefix: Annotated[str, AfterValidator(_checked_prefix)] = "/homing"
+    """What all keys begin with; the pool's name follows."""
+
+    tls: (
+        Annotated[
+            Annotated[Literal["off"], Tag("word")] | Annotated[EtcdTls, Tag("files")],
+            Discriminator(lambda value: "word" if isinstance(value, str) else "files"),
+        ]
+        | None
+    ) = None
+    """TLS: a mapping, `{}` for the system's roots, or `off`. Off if not given, where all endpoints
+    are loopback addresses; needed everywhere else."""
+
+    user: Annotated[str, Field(min_length=1)] | None = None
+    """The user to log in as; none if not given."""
+
+    password_file: FilePath | None = None
+    """File with the user's password, read at every connection."""
+
+    warm_timeout_s: Patience = 30.0
+    """Longest that a replica waits for the index before it serves without, and says so."""
+
+    snapshot_bytes: ByteCount = 16 * MIB
+    """Bytes of log after which a new snapshot is written, and the log up to it deleted. At eight
+    times as many replicas write no more until there is one."""
+
+    snapshot_s: Seconds = 300
+    """Longest time between two snapshots while there are new facts."""
+
+    backlog_bytes: ByteCount = 32 * MIB
+    """Bytes of facts that a replica keeps while etcd takes none; beyond it the oldest go."""
+
+    compact: bool = True
+    """Whether etcd's history is deleted up to the snapshot before the last, for all that is in it.
+    Turn it off where etcd has other users and compacts by itself."""
+
+
+def _kind_of_log(value: object) -> str:
+    if isinstance(value, dict):
+        return str(value.get("kind", "memory"))
+    return value.kind if isinstance(value, MemoryLog | EtcdLog) else "memory"
+
+
+Log: TypeAlias = Annotated[
+    Annotated[MemoryLog, Tag("memory")] | Annotated[EtcdLog, Tag("etcd")],
+    Discriminator(_kind_of_log),
+]
 
 
 class Tracing(Section):

@@ -29,11 +29,12 @@ def findings(text: str, folder: Path) -> str:
     """What loading the text as `homing.yaml` says, "" where it is right.
 
     Beside the file are `tok`, a tokenizer's folder, `empty`, a folder without files, and
-    `tls.crt`, `tls.key`, `ca.crt` and `other.key`, a key of another certificate.
+    `tls.crt`, `tls.key`, `ca.crt`, `other.key`, a key of another certificate, and `etcd-password`.
     """
     (folder / "tok").mkdir()
     (folder / "tok" / "tokenizer.json").write_text("{}")
     (folder / "empty").mkdir()
+    (folder / "etcd-password").write_text("secret\n")
     for name, pem in certificates().items():
         (folder / name).write_bytes(pem)
     file = folder / "homing.yaml"

@@ -20,13 +20,18 @@ END = "<!-- end -->\n"
 
 
 def fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every field with its path, sections before what is in them: `pools[].models[].name`."""
+    """Every field with its path, sections before what is in them: `pools[].models[].name`.
+
+    Where there are several sections to choose from, what they share is that of the first.
+    """
     for name, field in section.model_fields.items():
         path = f"{prefix}{name}"
-        inner, many = _section_in(field.annotation)
         yield path, field
-        if inner is not None:
-            yield from fields(inner, f"{path}[]." if many else f"{path}.")
+        found: dict[str, FieldInfo] = {}
+        for inner, many in _sections_in(field.annotation):
+            for inside, its in fields(inner, f"{path}[]." if many else f"{path}."):
+                found.setdefault(inside, its)
+        yield from found.items()
 
 
 def table() -> str:
@@ -43,14 +48,13 @@ def page_with(table: str, page: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
-def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+def _sections_in(annotation: Any, many: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """The sections that a field may have, and whether it has a list of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
+        yield annotation, many
+        return
     for part in get_args(annotation):
-        inner, many = _section_in(part)
-        if inner is not None:
-            return inner, many or get_origin(annotation) is tuple
-    return None, False
+        yield from _sections_in(part, many or get_origin(annotation) is tuple)
 
 
 def _default(field: FieldInfo) -> str:
