@@ -82,6 +82,7 @@ class EngineApi:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._scrape)
         app.router.add_get("/health", self._health)
+        app.router.add_post("/reset_prefix_cache", self._reset)
         app.router.add_get("/version", self._version)
         app.on_response_prepare.append(self._sign)
         app.on_cleanup.append(self._close)
@@ -144,10 +145,12 @@ class EngineApi:
             ignore_eos=wanted.ignore_eos,
             after_blank=path == CHAT,
         )
+        salt = wanted.cache_salt or ""
         chain = TokenChain(
             TokenIds(ids + answer.ids),
-            chain_root(self._model.name, wanted.cache_salt or ""),
+            chain_root(self._model.name, salt),
             self._engine.cache.block_size,
+            salt,
         )
         return Choice(Job(chain, prompt_tokens, answer.tokens, answer.finish_reason), answer, last)
 
@@ -205,6 +208,10 @@ class EngineApi:
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
+
+    async def _reset(self, _: web.Request) -> web.Response:
+        """vLLM's in `VLLM_SERVER_DEV_MODE`."""
+        return web.Response(status=200 if self._engine.cache.reset() else 500)
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"version": VERSION})

@@ -20,7 +20,8 @@ from aiohttp import web
 from cyclopts import App, Parameter, validators
 
 from extproc.demo.api import EngineApi
-from extproc.demo.prefix_cache import RESERVED_BLOCKS, Listener, PrefixCache
+from extproc.demo.kv_events import publishing
+from extproc.demo.prefix_cache import RESERVED_BLOCKS, Event, Listener, PrefixCache
 from extproc.demo.scheduler import Timing, VirtualEngine
 from extproc.errors import ConfigError, HomingError
 from extproc.prompt import ServedModel
@@ -74,6 +75,10 @@ class EngineSettings:
         Longest prompt and answer together, in tokens; what the cache holds if not given.
     max_num_seqs
         Most requests that run at once.
+    kv_events_port
+        Port on which KV-cache events are published; none are if not given.
+    kv_events_replay_port
+        Port on which the last of them can be had again; they cannot if not given.
     """
 
     name: str = "engine"
@@ -90,6 +95,8 @@ class EngineSettings:
     answer_tokens: Annotated[int, _Positive] = 48
     max_model_len: Annotated[int, _Positive] | None = None
     max_num_seqs: Annotated[int, _Positive] = 256
+    kv_events_port: Annotated[int, _Port] | None = None
+    kv_events_replay_port: Annotated[int, _Port] | None = None
 
     @property
     def timing(self) -> Timing:
@@ -129,6 +136,32 @@ async def serving(
 
     Raises ConfigError where the tokenizer cannot be used, or nothing can listen there.
     """
+    async with _listening(settings, listener) as heard, _serving(settings, heard) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _listening(
+    settings: EngineSettings, listener: Listener | None
+) -> AsyncIterator[Listener | None]:
+    """Who is to be told what the cache does: the given listener, and who publishes its events."""
+    if settings.kv_events_port is None:
+        yield listener
+        return
+    async with publishing(
+        settings.host, settings.kv_events_port, settings.kv_events_replay_port, settings.block_size
+    ) as publish:
+
+        def both(event: Event) -> None:
+            publish(event)
+            if listener is not None:
+                listener(event)
+
+        yield both
+
+
+@asynccontextmanager
+async def _serving(settings: EngineSettings, listener: Listener | None) -> AsyncIterator[Serving]:
     cache = PrefixCache(settings.blocks, settings.block_size, listener)
     engine = VirtualEngine(cache, settings.timing, settings.max_num_seqs)
     api = EngineApi(

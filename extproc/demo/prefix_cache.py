@@ -33,12 +33,13 @@ RESERVED_BLOCKS = 1
 class Stored:
     """Blocks were filled: `hashes` in a chain after `parent` (None: first blocks of a prompt).
 
-    ids: the tokens of all of them.
+    ids: the tokens of all of them. salt: the prompt's.
     """
 
     parent: BlockHash | None
     hashes: tuple[BlockHash, ...]
     ids: TokenIds
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,14 @@ class Removed:
     hash: BlockHash
 
 
-Listener: TypeAlias = Callable[[Stored | Removed], None]
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """All blocks lost their content."""
+
+
+Event: TypeAlias = Stored | Removed | Cleared
+
+Listener: TypeAlias = Callable[[Event], None]
 
 
 def chain_root(model: str, salt: str) -> BlockHash:
@@ -57,10 +65,14 @@ def chain_root(model: str, salt: str) -> BlockHash:
 
 
 class TokenChain:
-    """Tokens of one request, prompt and answer, with the hashes of their full blocks."""
+    """Tokens of one request, prompt and answer, with the hashes of their full blocks.
 
-    def __init__(self, ids: TokenIds, root: BlockHash, block_size: int) -> None:
+    salt: the prompt's, which is part of `root`.
+    """
+
+    def __init__(self, ids: TokenIds, root: BlockHash, block_size: int, salt: str = "") -> None:
         self.ids = ids
+        self._salt = salt
         self._step = block_size * TOKEN_BYTES
         self.hashes: list[BlockHash] = []
         parent = root
@@ -74,6 +86,7 @@ class TokenChain:
             self.hashes[start - 1] if start else None,
             tuple(self.hashes[start:end]),
             TokenIds(self.ids[start * self._step : end * self._step]),
+            self._salt,
         )
 
 
@@ -167,6 +180,16 @@ class PrefixCache:
                 self._free[block] = None
         lease.blocks = []
 
+    def reset(self) -> bool:
+        """Forget all content; False, and nothing done, while requests use blocks."""
+        if any(block.users for block in self._pool):
+            return False
+        for block in self._pool:
+            block.hash = None
+        self._copies.clear()
+        self._report(Cleared())
+        return True
+
     def _take(self) -> int:
         block, _ = self._free.popitem(last=False)
         block_hash = self._pool[block].hash
@@ -179,6 +202,6 @@ class PrefixCache:
             self._report(Removed(block_hash))
         return block
 
-    def _report(self, event: Stored | Removed) -> None:
+    def _report(self, event: Event) -> None:
         if self.listener is not None:
             self.listener(event)
