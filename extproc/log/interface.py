@@ -43,20 +43,21 @@ class BadSnapshot(PeerViolation):
 class Snapshots(Protocol):
     """A subscriber's state as bytes, for logs that do not keep every fact.
 
-    Both ways in steps of about 2 ms: between two the event loop does other things, but no fact is
-    folded.
+    Both ways in steps of about 2 ms: between two the event loop does other things.
     """
 
     def save(self) -> Iterator[bytes]:
         """Pieces of at most PIECE_BYTES that `load` makes the same state of, digest and all.
 
-        An empty piece is a step without result.
+        They show the moment when the first that is not empty comes; facts go on being folded
+        between two. An empty piece is a step before that. Raises ValueError where another `save`
+        is under way, and where the subscriber starts over meanwhile.
         """
 
-    def load(self, pieces: Iterable[bytes]) -> Iterator[None]:
-        """Take over the state of `save`'s pieces, a step an item, after a `reload`.
+    def load(self, pieces: Iterable[bytes]) -> Iterator[object]:
+        """Take over the state of `save`'s pieces, a step an item.
 
-        Raises BadSnapshot; the state is then an empty one.
+        The old state answers until the last step. Raises BadSnapshot; the old state then stays.
         """
 
 
