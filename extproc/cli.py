@@ -107,55 +107,7 @@ def parity(requests: Path, *, config: ConfigFile, engine: str, model: str | None
     return asyncio.run(run(load_config(config), model, engine, requests))
 
 
-index = App(name="index", help="Look into the prefix index of a running Homing.")
-app.command(index)
-
-AdminUrl = Annotated[str, Parameter(name="--admin")]
-
-
-@index.command
-def stat(*, admin: AdminUrl = "http://127.0.0.1:9090", pool: str | None = None) -> None:
-    """Print the index in numbers, as JSON.
-
-    Parameters
-    ----------
-    admin
-        Where the admin port of the Homing is.
-    pool
-        Which pool; the first if not given.
-    """
-    from extproc.admin_client import fetch_index
-
-    print(fetch_index(admin, pool), end="")
-
-
-@index.command(name="dump")
-def dump_index(
-    *,
-    admin: AdminUrl = "http://127.0.0.1:9090",
-    pool: str | None = None,
-    json: bool = False,
-    limit: int = 10_000,
-) -> None:
-    """Print the index as a tree: edges with their lengths, who holds them, and how long ago.
-
-    Block keys are not shown, but short names made from them and the pool's secret.
-
-    Parameters
-    ----------
-    admin
-        Where the admin port of the Homing is.
-    pool
-        Which pool; the first if not given.
-    json
-        Print JSON instead.
-    limit
-        Most edges to print.
-    """
-    from extproc.admin_client import fetch_index
-
-    form = "json" if json else "tree"
-    print(fetch_index(admin, pool, dump=form, limit=str(limit)), end="")
+app.command("extproc.index_command:index", name="index")
 
 
 @app.command(name="config-schema")

@@ -10,14 +10,17 @@ from extproc.log.interface import (
     Snapshots,
 )
 from extproc.log.memory import MemoryLog
+from extproc.log.snapshot import IndexSnapshots, fingerprint
 
 __all__ = [
     "PIECE_BYTES",
     "Apply",
     "BadSnapshot",
     "FactLog",
+    "IndexSnapshots",
     "LogClosedError",
     "MemoryLog",
     "Reload",
     "Snapshots",
+    "fingerprint",
 ]

@@ -1,21 +1,35 @@
 """The admin port: health, readiness, metrics and what is known, over HTTP. No text of any body."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from ipaddress import ip_address
 from time import monotonic
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from extproc.config.addresses import UNIX_PREFIX, split_endpoint
 from extproc.errors import ConfigError
-from extproc.index import dump, render
+from extproc.index import FOLD_VERSION, Cleared, EdgeRow, Source, overview, rows
+from extproc.log import fingerprint
 from extproc.serve.pool import Pool
 from extproc.serve.process import Processor
 from extproc.telemetry import Metrics
+from extproc.terms import InstanceId
 
-MOST_EDGES = 10_000
-"""Of one dump: it is made at once, on the event loop."""
+PAGE_PLACES = 4096
+"""Most places of the index that one page of edges is made from."""
+
+PAGE_HOLDERS = 8192
+"""Holders beyond which a page ends: about half a megabyte."""
+
+DIGEST_SHIFT = 12
+"""Bits of a digest that the metric leaves out: a sample is a double, exact up to 2^53."""
+
+SLICE_PLACES = 16
+"""Places that are looked at before requests get their turn: under 2 ms with 64 holders each."""
 
 
 class Admin:
@@ -29,6 +43,7 @@ class Admin:
         ready: Callable[[], bool],
     ) -> None:
         self._metrics = metrics
+        metrics.fold_version.set(FOLD_VERSION)
         self._processor = processor
         self._pools = pools
         self._ready = ready
@@ -38,6 +53,9 @@ class Admin:
         app.router.add_get("/metrics", self._scrape)
         app.router.add_get("/pools", self._describe)
         app.router.add_get("/pools/{name}/index", self._index)
+        app.router.add_get("/pools/{name}/index/digests", self._digests)
+        app.router.add_get("/pools/{name}/index/edges", self._edges)
+        app.router.add_post("/pools/{name}/index/clear", self._clear)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, listen: str) -> None:
@@ -72,13 +90,17 @@ class Admin:
             self._metrics.streams.labels(state).set(count)
         metrics = self._metrics
         by_pool = (metrics.in_flight, metrics.index_blocks)
+        digest = (metrics.index_digest, metrics.index_digest_revision)
         by_reason = (metrics.index_evicted, metrics.index_refused)
-        for gauge in (*by_pool, *by_reason):
+        for gauge in (*by_pool, *digest, *by_reason):
             gauge.clear()
         for pool in self._pools():
             stats = pool.index.stats()
             for gauge, value in zip(by_pool, (pool.load.in_flight, stats.held), strict=True):
                 gauge.labels(pool.name).set(value)
+            for revision, value in pool.digests.recent()[-1:]:
+                metrics.index_digest.labels(pool.name).set(value >> DIGEST_SHIFT)
+                metrics.index_digest_revision.labels(pool.name).set(revision)
             for gauge, counts in zip(by_reason, (stats.evicted, stats.refused), strict=True):
                 for reason, count in counts.items():
                     gauge.labels(pool.name, reason).set(count)
@@ -91,25 +113,92 @@ class Admin:
         return web.json_response([pool.describe(monotonic()) for pool in self._pools()])
 
     async def _index(self, request: web.Request) -> web.Response:
-        """The index in numbers; with `dump=json` or `dump=tree` its edges too, `limit` at most."""
-        pool = next((p for p in self._pools() if p.name == request.match_info["name"]), None)
-        if pool is None:
-            return web.json_response({"error": "no such pool"}, status=404)
-        form = request.query.get("dump")
-        if form is None:
-            digest = f"{pool.index.digest:016x}"
-            return web.json_response({"digest": digest, **asdict(pool.index.stats())})
-        limit = request.query.get("limit", str(MOST_EDGES))
-        if not limit.isdecimal() or form not in ("json", "tree"):
-            return web.json_response({"error": "dump is json or tree, limit a number"}, status=400)
-        if pool.index.stats().edges > MOST_EDGES and "force" not in request.query:
-            return web.json_response(
-                {"error": f"more than {MOST_EDGES} edges: a dump holds up requests; force does it"},
-                status=409,
-            )
-        # Keys stay in the process: what is shown is short and keyed with the pool's secret.
+        """The index in numbers, and what each instance holds."""
+        pool = self._pool(request)
+        return _json(
+            {
+                **asdict(pool.index.stats()),
+                **overview(pool.index),
+                "revision": pool.log.revision(pool.name),
+                "fold": FOLD_VERSION,
+            }
+        )
+
+    async def _digests(self, request: web.Request) -> web.Response:
+        """Recent digests by revision, to be compared with those of another replica.
+
+        keyed: differs where the pool's secrets do; then nothing else can be compared.
+        """
+        pool = self._pool(request)
+        return _json(
+            {
+                "fold": FOLD_VERSION,
+                "keyed": fingerprint(pool.secret),
+                "digests": [[at, f"{digest:016x}"] for at, digest in pool.digests.recent()],
+            }
+        )
+
+    async def _edges(self, request: web.Request) -> web.Response:
+        """Some edges from the place `from` on, and the place to go on `from`; 0 at the end.
+
+        Made in slices. Keys stay in the process: blocks are named by a hash with the secret.
+        """
+        pool = self._pool(request)
+        start = request.query.get("from", "1")
+        if not start.isdecimal() or not 0 < (at := int(start)) < 2**63:
+            raise web.HTTPBadRequest(text="from is a place that a page named\n")
         secret = int.from_bytes(pool.secret[:8])
-        edges = dump(pool.index, secret, min(int(limit), MOST_EDGES))
-        if form == "tree":
-            return web.Response(text=render(edges) + "\n")
-        return web.json_response(edges)
+        stop, holders = at + PAGE_PLACES, 0
+        found: list[EdgeRow] = []
+        while 0 < at < stop and holders < PAGE_HOLDERS:
+            piece, at = rows(pool.index, secret, at, SLICE_PLACES)
+            found += piece
+            holders += sum(len(row["holders"]) for row in piece)
+            await asyncio.sleep(0)
+        return _json({"facts": pool.index.position, "edges": found, "next": at})
+
+    async def _clear(self, request: web.Request) -> web.Response:
+        """Forget what an instance holds: a fact like any other, so in all replicas.
+
+        From this machine only, and with a JSON body, which no web page can send elsewhere.
+        """
+        if not _is_local(request.remote):
+            raise web.HTTPForbidden(text="only from the machine that Homing runs on\n")
+        if request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType(text="the body is JSON\n")
+        pool = self._pool(request)
+        try:
+            asked = msgspec.json.decode(await request.read(), type=_Clear)
+        except msgspec.DecodeError:
+            raise web.HTTPBadRequest(text='the body is {"instance": NAME}\n') from None
+        known = {instance.name for instance in pool.index.instances()}
+        if asked.instance not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise web.HTTPNotFound(text=f"no such instance; there are: {names}\n")
+        blocks = pool.index.held_blocks(asked.instance)
+        pool.append([Cleared(asked.instance, Source.CORRECTION)])
+        return _json({"instance": asked.instance, "blocks": blocks})
+
+    def _pool(self, request: web.Request) -> Pool:
+        """The pool that the path names."""
+        for pool in self._pools():
+            if pool.name == request.match_info["name"]:
+                return pool
+        raise web.HTTPNotFound(text="no such pool\n")
+
+
+class _Clear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    instance: InstanceId
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _is_local(remote: str | None) -> bool:
+    """Whether a peer is on this machine; a unix socket's has no address."""
+    if not remote:
+        return True
+    address = ip_address(remote.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

@@ -9,6 +9,7 @@ from extproc.index import Bounds, PrefixIndex
 from extproc.log import FactLog, MemoryLog
 from extproc.routing import Utilisation
 from extproc.serve.admin import Admin
+from extproc.serve.digests import Digests
 from extproc.serve.drain import drain
 from extproc.serve.encoder import Encoder
 from extproc.serve.idle import IdleWork
@@ -121,8 +122,9 @@ class App:
         """The pool of this name, as listed now: one that was gone comes back under its log."""
         if (pool := self._known.get(listed.name)) is None:
             index = PrefixIndex(Bounds(listed.index_bytes, listed.tenant_bytes))
-            self._log.subscribe(listed.name, lambda _, fact: index.apply(fact))
-            pool = Pool(listed, self._log, index, Utilisation(monotonic()))
+            digests = Digests(index)
+            self._log.subscribe(listed.name, digests.apply, digests.reset)
+            pool = Pool(listed, self._log, index, digests, Utilisation(monotonic()))
             self._known[listed.name] = pool
         pool.configure(listed)
         return pool

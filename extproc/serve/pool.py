@@ -9,6 +9,7 @@ from extproc.index import Capacity, Fact, Joined, Left, PrefixIndex, Tier
 from extproc.log import FactLog
 from extproc.prompt import ServedModel
 from extproc.routing import POLICIES, InstanceView, LoadLedger, Policy, PoolView, Utilisation
+from extproc.serve.digests import Digests
 from extproc.terms import Endpoint, InstanceId
 
 
@@ -32,6 +33,7 @@ class Pool:
     config: configuration.Pool
     log: FactLog
     index: PrefixIndex
+    digests: Digests
     utilisation: Utilisation
     policy: Policy = field(default_factory=POLICIES["priced"])
     load: LoadLedger = field(default_factory=LoadLedger)

@@ -119,6 +119,19 @@ class Metrics:
             ["pool"],
             registry=registry,
         )
+        self.index_digest = Gauge(
+            "homing_index_digest",
+            "The upper 52 bits of the index's digest at homing_index_digest_revision: equal at an "
+            "equal revision on all replicas of one version.",
+            ["pool"],
+            registry=registry,
+        )
+        self.index_digest_revision = Gauge(
+            "homing_index_digest_revision",
+            "Place in the log of the last fact that homing_index_digest covers.",
+            ["pool"],
+            registry=registry,
+        )
         self.index_evicted = Gauge(
             "homing_index_evicted_blocks",
             "Blocks that the index forgot since it was opened, by whose bound it was (capacity, "
@@ -142,6 +155,11 @@ class Metrics:
         self.certificate_expiry = Gauge(
             "homing_certificate_expiry_timestamp_seconds",
             "Unix time at which the certificate of new connections ends; 0 without TLS.",
+            registry=registry,
+        )
+        self.fold_version = Gauge(
+            "homing_fold_version",
+            "Version of what facts mean: digests are comparable between equal ones.",
             registry=registry,
         )
         self.ready = Gauge("homing_ready", "1 once every model is loaded.", registry=registry)
