@@ -173,6 +173,7 @@ def _responses(fields: Body) -> Chat | Plain:
         ),
         effort=effort,
         settings=_settings(fields, "instructions", "tools", "chat_template_kwargs", "reasoning"),
+        add_special_tokens=True,
     )
 
 

@@ -17,6 +17,8 @@ from extproc.prompt.memo import Memo
 from extproc.stages import Stages
 from extproc.terms import KEY_BYTES, TOKEN_BYTES, BlockKey, PackedKeys, TokenIds
 
+NO_IDS = TokenIds(b"")
+
 _UNCUT = b"\xff"
 """Begins a piece that no cut does; no UTF-8 text has this byte."""
 
@@ -64,10 +66,13 @@ class Node:
         return PackedKeys(before.whole + parts[-1])
 
 
-def root_node(root: BlockKey, block_size: int) -> Node:
-    """The empty prompt under this root."""
-    digest = root.to_bytes(8, "little") + block_size.to_bytes(8, "little")
-    return Node(digest, None, PackedKeys(b""), root, TokenIds(b""), 0)
+def root_node(root: BlockKey, block_size: int, opening: TokenIds = NO_IDS) -> Node:
+    """The prompt under this root that has no text yet.
+
+    opening: ids that stand before it, less than a block.
+    """
+    digest = root.to_bytes(8, "little") + block_size.to_bytes(8, "little") + opening
+    return Node(digest, None, PackedKeys(b""), root, opening, len(opening) // TOKEN_BYTES)
 
 
 class PieceMemo:

@@ -12,11 +12,11 @@ from extproc.prompt.blocks import block_keys
 from extproc.prompt.dialects import ToolsChanged, settle_tools
 from extproc.prompt.harmony import Harmony
 from extproc.prompt.modelfiles import is_gpt_oss, read_templates
-from extproc.prompt.pieces import PieceMemo, root_node, safe_cuts
+from extproc.prompt.pieces import NO_IDS, Node, PieceMemo, root_node, safe_cuts
 from extproc.prompt.rawarray import RawArray
 from extproc.prompt.renderer import Rendering, Templates
 from extproc.prompt.template import ChatTemplate
-from extproc.prompt.tokenizer import Tokenizer
+from extproc.prompt.tokenizer import PROBE, Tokenizer
 from extproc.prompt.trials import trial_chats
 from extproc.prompt.turns import CHECKS, Counts, TurnMemo
 from extproc.prompt.types import Chain, Chat, Prompt
@@ -30,6 +30,9 @@ _MEMO_BYTES = 256 << 20
 
 
 _TRIAL_BLOCK = 16
+
+_MOST_OPENING = 4 * TOKEN_BYTES
+"""Ids that a tokenizer puts before a prompt; one, where there are any, in all that are known."""
 
 _MEDIA = "HOMING:MEDIUM"
 """Marks where the first medium is; that a client writes it too only makes its chain shorter."""
@@ -56,6 +59,7 @@ class ServedModel:
         self._tokenizer = tokenizer
         self._templates = Templates(templates, trust_request_template)
         cut = self._cut = _best_cut(tokenizer, self._templates)
+        self._opening = _opening(tokenizer)
         self._pieces = PieceMemo(cut, tokenizer.encode_pieces, memo_bytes // 2)
         self._turns = None
         if cut and memo_bytes and message_prefixes:
@@ -156,8 +160,11 @@ class ServedModel:
         self, prompt: Prompt, root: BlockKey, block_size: int, stages: Stages
     ) -> tuple[Chain, ...]:
         content = prompt.content
-        if isinstance(content, Chat) and not (content.add_special_tokens or self._harmony):
-            return (self._encode_chat(content, root, block_size, stages),)
+        if isinstance(content, Chat) and not self._harmony:
+            opening = self._opening if content.add_special_tokens else NO_IDS
+            if opening is not None:
+                base = root_node(root, block_size, opening)
+                return (self._encode_chat(content, base, block_size, stages),)
         with stages.stage("tokenize"):
             prompts = self._token_ids(prompt)
         with stages.stage("hash"):
@@ -180,9 +187,8 @@ class ServedModel:
         """Text of ids, special tokens left out."""
         return self._tokenizer.decode(ids)
 
-    def _encode_chat(self, chat: Chat, root: BlockKey, block_size: int, stages: Stages) -> Chain:
+    def _encode_chat(self, chat: Chat, base: Node, block_size: int, stages: Stages) -> Chain:
         rendering = Rendering(chat, self._templates)
-        base = root_node(root, block_size)
         try:
             continued = rendering.options.get("continue_final_message")
             if self._turns and not continued and chat.template is None:
@@ -224,6 +230,13 @@ def _settled(read: Callable[[Prompt], _T], prompt: Prompt) -> _T:
     except ToolsChanged:
         assert isinstance(prompt.content, Chat)
         return read(replace(prompt, content=settle_tools(prompt.content)))
+
+
+def _opening(tokenizer: Tokenizer) -> TokenIds | None:
+    """The few ids that begin a prompt with special tokens; None where that is not all they are."""
+    plain, whole = (tokenizer.encode(PROBE, special) for special in (False, True))
+    opening = TokenIds(whole.removesuffix(plain))
+    return opening if opening + plain == whole and len(opening) <= _MOST_OPENING else None
 
 
 def _best_cut(tokenizer: Tokenizer, templates: Templates) -> str | None:

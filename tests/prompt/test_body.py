@@ -158,7 +158,10 @@ def test_token_ids_are_taken_as_they_are() -> None:
     assert completion([[1], [2, 3]]).content == Plain((pack_ids([1]), pack_ids([2, 3])))
 
 
-def test_special_tokens_are_added_to_completions_only() -> None:
+def test_special_tokens_are_added_to_completions_and_responses() -> None:
+    """vLLM 0.32.0, openai/responses/protocol.py, build_tok_params, does not turn them off."""
+    assert parse_body("/v1/responses", b'{"input": "a"}').content.add_special_tokens
+    assert not parse_body("/v1/messages", b'{"messages": []}').content.add_special_tokens
     assert completion("a").content.add_special_tokens
     assert not completion("a", add_special_tokens=False).content.add_special_tokens
     assert not chat().content.add_special_tokens

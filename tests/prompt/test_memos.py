@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.errors import Unroutable
-from extproc.prompt import Chain, Chat, Prompt, ServedModel, root_seed
+from extproc.prompt import Chain, Chat, Prompt, ServedModel, block_keys, root_seed
 from extproc.prompt.memo import Memo
 from extproc.prompt.pieces import Node, safe_cuts
 from extproc.stages import Stages
+from extproc.terms import TOKEN_BYTES
 from tests.prompt.conversations import OPTIONS, TOOLS, WORDS, growing, tool_round
-from tests.prompt.families import FAMILIES, load
+from tests.prompt.families import FAMILIES, load, templates, tokenizer
 
 ROOT = root_seed(secret=b"secret", model="m", block_size=4)
 SLOW = FAMILIES[1:]
@@ -92,6 +94,46 @@ def test_usual_shapes_are_tried_at_load() -> None:
     for chat in plain_turns(Random(1), 4, tools=False):
         encoded(model, chat)
     assert model.counts.used == used + 3
+
+
+BOS = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("single", "used"),
+    [([TEXT], True), ([BOS, TEXT], True), ([BOS, BOS, TEXT], True), ([BOS, TEXT, BOS], False)],
+    ids=["nothing", "begin", "begin twice", "end"],
+)
+def test_tokens_that_are_added_to_a_chat_change_no_memo(
+    tmp_path: Path, single: list[Any], used: bool
+) -> None:
+    """Where they begin the prompt and are all that is added, known turns are used as ever."""
+    name = "<|endoftext|>"
+    spec = json.loads(tokenizer("qwen3").source)
+    numbers = [token["id"] for token in spec["added_tokens"] if token["content"] == name]
+    special_tokens = {name: {"id": name, "ids": numbers, "tokens": [name]}}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [TEXT, TEXT],
+        "special_tokens": special_tokens,
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "chat_template.jinja").write_text(templates("qwen3").source)
+    model = ServedModel.load("m", tmp_path)
+    chats = plain_turns(Random(1), 6, tools=False)
+    before = model.counts.used
+    lengths = []
+    for added in (True, False):
+        for chat in chats:
+            one = replace(chat, add_special_tokens=added)
+            (ids,) = model.token_ids(Prompt(one))
+            lengths.append(len(ids) // TOKEN_BYTES)
+            assert encoded(model, one) == (Chain(block_keys(ids, ROOT, 4), lengths[-1]),)
+        if added:
+            assert (model.counts.used > before) == used
+    assert lengths[0] - lengths[len(chats)] == single.count(BOS)
 
 
 def test_memos_stay_within_their_bytes() -> None:
