@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _STAGE_BUCKETS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5)
 _HOLD_BUCKETS = (5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1.0, 5.0, 30.0)
+_LAG_BUCKETS = (5e-3, 1e-2, 1.5e-2, 2e-2, 3e-2, 5e-2, 7.5e-2, 0.1, 0.25, 1.0, 5.0, 30.0, 120.0)
 _TOKEN_BUCKETS = (0, 256, 1024, 4096, 16384, 65536, 262144)
 
 
@@ -150,6 +151,109 @@ class Metrics:
             "Changes of the configuration or the certificate, by what came of them (taken, "
             "refused: the old one stays).",
             ["what", "result"],
+            registry=registry,
+        )
+        self.log_puts = Counter(
+            "homing_log_puts", "Records written to etcd.", ["pool"], registry=registry
+        )
+        self.log_put_bytes = Counter(
+            "homing_log_put_bytes",
+            "Bytes of the records written to etcd, keys included.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_lag_seconds = Histogram(
+            "homing_log_lag_seconds",
+            "Time from a fact's append to its return from the log, of each record's first fact.",
+            ["pool"],
+            buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+        self.log_behind_seconds = Gauge(
+            "homing_log_behind_seconds",
+            "Age of the oldest own fact that has not come back from the log; 0 where all have.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_facts = Counter(
+            "homing_log_facts",
+            "Facts given to the index from the log.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_dropped_facts = Gauge(
+            "homing_log_dropped_facts",
+            "Own facts left out since the start: the backlog was full (log.backlog_bytes).",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_backlog_bytes = Gauge(
+            "homing_log_backlog_bytes",
+            "Bytes of own facts that wait to be written.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_bytes = Gauge(
+            "homing_log_bytes",
+            "Bytes of log in etcd after the snapshot.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_rejected = Gauge(
+            "homing_log_rejected_records",
+            "Records left out since the log was read, the same on all replicas, by reason (checksum, "
+            "malformed, place, repeated, rewritten).",
+            ["pool", "reason"],
+            registry=registry,
+        )
+        self.log_skipped = Gauge(
+            "homing_log_skipped_facts",
+            "Facts of good records left out since the log was read: of a later version, or out of "
+            "bounds.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_revision = Gauge(
+            "homing_log_revision",
+            "Place in the log of the last record that was read.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_failures = Counter(
+            "homing_log_failures",
+            "Calls to etcd that failed, by reason (unreachable, denied, no_space, too_large, "
+            "compacted, other).",
+            ["pool", "reason"],
+            registry=registry,
+        )
+        self.log_reloads = Counter(
+            "homing_log_reloads",
+            "Times that the log was read from the start again, by reason.",
+            ["pool", "reason"],
+            registry=registry,
+        )
+        self.log_snapshots = Counter(
+            "homing_log_snapshots",
+            "Snapshots by result: written, failed (to be), loaded (at the start), refused (then).",
+            ["pool", "result"],
+            registry=registry,
+        )
+        self.log_warm = Gauge(
+            "homing_log_warm",
+            "1 once the index has all that was in the log when it was opened.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_leader = Gauge(
+            "homing_log_leader",
+            "1 where this replica writes the pool's snapshots.",
+            ["pool"],
+            registry=registry,
+        )
+        self.log_replicas = Gauge(
+            "homing_log_replicas",
+            "Live replicas of the pool, this one included.",
+            ["pool"],
             registry=registry,
         )
         self.certificate_expiry = Gauge(

@@ -1,0 +1,197 @@
+"""The leader's work: snapshots, and deleting what they have.
+
+    pieces ─▶ the pointer, in one transaction with the lead ─▶ the log up to it, older snapshots,
+    etcd's history
+
+A leader that dies anywhere in between leaves garbage that the next one deletes. One that lost the
+lead unnoticed writes nothing any more: every write checks the lead.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from time import monotonic
+
+from etcd3aio._protobuf import Compare, TxnResponse
+from etcd3aio.kv import KVService
+
+from extproc.config import EtcdLog
+from extproc.log.etcd.client import Away, Client
+from extproc.log.etcd.pointers import point
+from extproc.log.etcd.reading import pages
+from extproc.log.etcd.session import Seat, Session
+from extproc.log.etcd.state import PoolMetrics, PoolState
+
+logger = logging.getLogger("homing.log")
+
+LOOK_S = 1.0
+"""How often it is looked whether a snapshot is due."""
+
+WRITE_TIMEOUT_S = 10.0
+
+DELETED_AT_ONCE = 512
+"""Records of one deletion: etcd does nothing else meanwhile."""
+
+PAUSE_S = 0.005
+"""Between two of them."""
+
+
+class LostLead(Exception):
+    """Another replica leads."""
+
+
+class Snapshotter:
+    """Writes one pool's snapshots while this replica leads."""
+
+    def __init__(
+        self,
+        client: Client,
+        session: Session,
+        seat: Seat,
+        settings: EtcdLog,
+        metrics: PoolMetrics,
+    ) -> None:
+        self._client = client
+        self._session = session
+        self._seat = seat
+        self._settings = settings
+        self._metrics = metrics
+        self._last = monotonic()
+
+    @property
+    def _state(self) -> PoolState:
+        return self._seat.state
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if not self._session.leads(self._seat):
+                self._last = monotonic()
+                continue
+            if self._due():
+                await self._try()
+
+    def _due(self) -> bool:
+        state = self._state
+        waited = monotonic() - self._last
+        return state.snapshots is not None and (
+            state.size.due or (state.size.bytes > 0 and waited >= self._settings.snapshot_s)
+        )
+
+    async def _try(self) -> None:
+        try:
+            await self.snapshot()
+        except (Away, LostLead) as error:
+            self._metrics.snapshot("failed")
+            logger.warning("pool %s: no snapshot: %s", self._state.keys.pool, error)
+            if isinstance(error, LostLead):
+                self._seat.led = None
+        else:
+            self._metrics.snapshot("written")
+        self._last = monotonic()
+
+    async def snapshot(self) -> None:
+        """Write one now, and delete what it makes needless. Raises Away and LostLead."""
+        state = self._state
+        started = monotonic()
+        revision, writers, pieces = await self._take()
+        if not pieces:
+            return
+        mine = state.outbox.writer
+        for number, piece in enumerate(pieces):
+            await self._write(state.keys.piece(revision, mine, number), piece)
+        before = state.snapshot
+        pointer = point(revision, mine, writers, pieces, state.signer)
+        await self._write(state.keys.pointer, pointer)
+        state.snapshot = revision
+        state.size.cut(revision)
+        logger.info(
+            "pool %s: wrote a snapshot of %d bytes at revision %d in %.2f s",
+            *(state.keys.pool, sum(map(len, pieces)), revision, monotonic() - started),
+        )
+        await self._delete_snapshots(keep=state.keys.snapshot(revision, mine))
+        await self._trim(revision)
+        if self._settings.compact and before:
+            await self._compact(before)
+
+    async def _take(self) -> tuple[int, "OrderedDict[int, int]", list[bytes]]:
+        """The pieces, and how far the log was read in them."""
+        state = self._state
+        pieces: list[bytes] = []
+        revision, writers = 0, OrderedDict[int, int]()
+        if state.snapshots is None:
+            return revision, writers, pieces
+        try:
+            for piece in state.snapshots.save():
+                if piece:
+                    if not pieces:
+                        revision, writers = state.fold.revision, state.fold.writers.copy()
+                    pieces.append(piece)
+                await asyncio.sleep(0)
+        except ValueError:
+            # Somebody else takes one, or the log started over under it: next time.
+            pieces.clear()
+        return revision, writers, pieces
+
+    async def _write(self, key: bytes, value: bytes) -> None:
+        await self._led([KVService.txn_op_put(key, value)])
+
+    async def _led(self, operations: list[object]) -> None:
+        """Do this only while this replica leads."""
+        led = self._seat.led
+        if led is None:
+            raise LostLead("another replica leads")
+        lead: list[Compare] = [
+            KVService.txn_compare_create_revision(self._state.keys.leader, led),
+        ]
+        answer: TxnResponse = await self._client.call(
+            lambda c: c.kv.txn(lead, operations, timeout=WRITE_TIMEOUT_S)
+        )
+        if not answer.succeeded:
+            raise LostLead("another replica leads")
+
+    async def _delete_snapshots(self, keep: bytes) -> None:
+        """All pieces but those of this snapshot, also those of one that was never finished."""
+        prefix = self._state.keys.snapshots
+        async for page in pages(self._client, prefix, 0, keys_only=True):
+            for kv in page:
+                if not kv.key.startswith(keep):
+                    await self._led([KVService.txn_op_delete(kv.key)])
+
+    async def _trim(self, revision: int) -> None:
+        """Delete the records that are in the snapshot of this revision."""
+        state = self._state
+        async for page in pages(self._client, state.keys.log, 0, keys_only=True):
+            covered = [
+                kv.key
+                for kv in page
+                if kv.create_revision <= revision and kv.key != state.keys.pointer
+            ]
+            for start in range(0, len(covered), DELETED_AT_ONCE):
+                part = covered[start : start + DELETED_AT_ONCE]
+                await self._delete_run(part)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _delete_run(self, keys: list[bytes]) -> None:
+        """Delete keys that follow each other, a range for each writer: in its order of seq, what a
+        snapshot has comes before what it has not."""
+        first = last = keys[0]
+        runs = []
+        for key in keys[1:]:
+            if key[:-10] != last[:-10]:
+                runs.append((first, last))
+                first = key
+            last = key
+        runs.append((first, last))
+        await self._led(
+            [KVService.txn_op_delete(first, range_end=last + b"\0") for first, last in runs]
+        )
+
+    async def _compact(self, revision: int) -> None:
+        """Delete history that no replica needs: who is further behind reads the snapshot."""
+        try:
+            await self._client.call(lambda c: c.kv.compact(revision, timeout=WRITE_TIMEOUT_S))
+        except Away as away:
+            if away.reason != "compacted":
+                raise
