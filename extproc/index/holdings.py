@@ -9,7 +9,7 @@ from extproc.index.keys import common_prefix, key_sum, reverse, same_keys
 from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
 from extproc.index.snapshot import Cut
-from extproc.index.tree import HELD_CPU, MAX_EDGE, Edge, Tree
+from extproc.index.tree import HELD_CPU, MAX_EDGE, SURE_GPU, Edge, Tree, alone
 from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, PackedKeys
 
 _SLICE = 200
@@ -124,11 +124,10 @@ class Holdings:
         if not edge.has(slot):
             edge.welcome(slot)
         for plane in planes:
-            cover = edge.own_plane(plane)
-            had = cover.get(slot, edge.size)
+            had = edge.blocks(plane, slot)
             new = wanted & ~had
             if new:
-                cover.put(slot, had | new, edge.size)
+                edge.own_plane(plane).put(slot, had | new, edge.size)
                 instance.sums[plane] += block_sum(edge, new)
                 if plane < TIERS:
                     self._count(instance, plane, edge, new.bit_count())
@@ -150,8 +149,8 @@ class Holdings:
         added = len(keys) // KEY_BYTES
         if (
             edge is not None
-            and not edge.kids
-            and edge.size < MAX_EDGE
+            and (edge.more is None or not edge.more.kids)
+            and len(edge.keys) < MAX_EDGE * KEY_BYTES
             and (edge.full & ~bit).bit_count() <= _JOIN_OTHERS
         ):
             if self.cut is not None:
@@ -162,16 +161,19 @@ class Holdings:
                 edge.welcome(slot)
             tree.extend(edge, keys[:room], bit, planes)
             for plane in planes:
-                cover = edge.own_plane(plane) if plane else edge
-                if not cover.full & bit:
-                    blocks = cover.get(slot, edge.size) | (1 << edge.size) - (1 << old)
-                    cover.put(slot, blocks, edge.size)
+                cover = edge.plane(plane)
+                if cover is None or not cover.full & bit:
+                    blocks = edge.blocks(plane, slot) | (1 << edge.size) - (1 << old)
+                    edge.own_plane(plane).put(slot, blocks, edge.size)
             keys = keys[room:]
         tenant = edge.tenant if edge is not None else tenant
         while keys:
             edge = tree.add(edge, keys[: MAX_EDGE * KEY_BYTES], tenant)
             for plane in planes:
-                edge.own_plane(plane).full = bit
+                if plane == SURE_GPU:
+                    edge.sure = alone(bit)
+                else:
+                    edge.own_plane(plane).full = bit
             keys = keys[MAX_EDGE * KEY_BYTES :]
         assert edge is not None
         instance.counts[planes[0]] += added
@@ -196,9 +198,9 @@ class Holdings:
         at: Edge | None = edge
         while at is not None:
             on_gpu = at.full & bit or (at.part is not None and slot in at.part)
-            if on_gpu or (at.slow is not None and at.has(slot)):
-                stamps = at.stamps
-                if stamps is None:
+            more = at.more
+            if on_gpu or (more is not None and more.slow is not None and at.has(slot)):
+                if more is None or (stamps := more.stamps) is None:
                     old, at.stamp = at.stamp, now
                 else:
                     old = stamps.get(slot, 0)
@@ -211,7 +213,12 @@ class Holdings:
                         tails.drop(old)
                     if known and self._scopes.any:
                         self._left_queue(instance, at, old)
-                if at.kids == 1 and below is not None and self.tree.agree(at, below):
+                if (
+                    more is not None
+                    and more.kids == 1
+                    and below is not None
+                    and self.tree.agree(at, below)
+                ):
                     self.tree.merge(at, below)
                     at = below
             below = at
@@ -247,12 +254,8 @@ class Holdings:
         stamps = {slot: edge.stamp_of(slot) for slot in edge.holders()}
         upper = self.tree.split(edge, at)
         for part in (upper, edge):
-            holders = part.holders()
-            part.stamps = None
-            if len(holders) > 1:
-                part.stamps = {slot: stamps[slot] for slot in holders}
-            elif holders:
-                part.stamp = stamps[holders.pop()]
+            part.set_stamps({slot: stamps[slot] for slot in part.holders()})
+            part.tidy()
         for slot in upper.holders():
             instance = self._roster.slots[slot]
             if instance is None:
@@ -271,13 +274,10 @@ class Holdings:
             self.cut.save_path(edge)  # the queue's entry may go to an edge above
         total = block_sum(edge, gone)
         for plane in (tier, tier + TIERS):
-            cover = edge.plane(plane)
-            if cover is None:
-                continue
-            had = cover.get(slot, size)
+            had = edge.blocks(plane, slot)
             lost = had & gone
             if lost:
-                cover.put(slot, had ^ lost, size)
+                edge.own_plane(plane).put(slot, had ^ lost, size)
                 instance.sums[plane] -= total if lost == gone else block_sum(edge, lost)
         self._count(instance, tier, edge, -gone.bit_count())
         cover = edge.plane(tier)

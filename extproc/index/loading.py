@@ -85,7 +85,9 @@ class Loader:
         for size, tenant, count in zip(sizes, tenants, array("I", chunk.rows), strict=True):
             keys = chunk.keys[at : at + size * KEY_BYTES]
             at += size * KEY_BYTES
-            edge = Edge(keys=keys, size=size, tenant=tenant)
+            edge = Edge(keys=keys)
+            if tenant:
+                edge.own_more().tenant = tenant
             shard = tree.first[keys[0]]
             if keys[:KEY_BYTES] in shard:
                 raise SnapshotError("a block is there twice")
@@ -133,7 +135,7 @@ class Loader:
                 if edge is None or place is None or place[1] != place[0].size - 1:
                     raise SnapshotError("a block's parent is missing")
                 edge.parent = place[0]
-                place[0].kids += 1
+                place[0].own_more().kids += 1
             if at % _SLICE == 0:
                 yield self.tree.blocks
 

@@ -204,7 +204,7 @@ class Cut:
 
     def _write(self, edge: Edge) -> None:
         columns, live = self._columns, self._live
-        if edge.part is None and edge.slow is None:
+        if edge.part is None and edge.more is None:
             slots = ones(edge.full & live)
         else:
             slots = sorted(slot for slot in edge.holders() if live >> slot & 1)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from extproc.index.cover import Cover
 from extproc.index.table import TAG_BITS, TAG_MASK, KeyTable
@@ -28,46 +29,105 @@ HELD_GPU, HELD_CPU, SURE_GPU, SURE_CPU = range(4)
 _CHUNK = 4096
 
 
-class Edge(Cover, gc=False, eq=False):
-    """A run of blocks without a branch; as a `Cover` it is its own plane HELD_GPU.
+_ALONE: dict[int, Cover] = {}
 
-    keys: packed, root first. kids: edges below. sure: plane SURE_GPU. slow: the planes
-    of the slower tier that anybody is in.
-    stamp, stamps: position in the log of the last fact that touched it, per holder. A sole holder's
-    is `stamp`; with more, `stamps` has them by slot. One for the whole edge is enough, because a
-    touch that ends inside what a slot holds splits the edge.
-    tenant: whose bound counts it. id: what the table of all blocks calls it, from 1.
+
+def alone(bit: int) -> Cover:
+    """The cover of one full holder, the usual one: one object for all edges, so never changed."""
+    cover = _ALONE.get(bit)
+    if cover is None:
+        cover = _ALONE[bit] = Cover(bit)
+    return cover
+
+
+class More(Struct, gc=False, eq=False):
+    """What most edges, leaves with one holder, have no need of.
+
+    kids: edges below. stamps: stamp by slot, where there is more than one holder. slow: the planes
+    of the slower tier that anybody is in. tenant: whose bound counts the edge.
     """
 
-    keys: bytes = b""
-    size: int = 0
-    parent: "Edge | None" = None
     kids: int = 0
-    id: int = 0
-    stamp: int = 0
     stamps: dict[int, int] | None = None
-    sure: Cover | None = None
     slow: dict[int, Cover] | None = None
     tenant: str = ""
 
+
+class Edge(Cover, gc=False, eq=False):
+    """A run of blocks without a branch; as a `Cover` it is its own plane HELD_GPU.
+
+    keys: packed, root first. id: what the table of all blocks calls it, from 1. sure: plane
+    SURE_GPU; it may be shared (`alone`), so it is changed through `own_plane`.
+    stamp: position in the log of the last fact that touched it, for its sole holder; with more,
+    `More.stamps` has them. One for the whole edge is enough, because a touch that ends inside what
+    a slot holds splits the edge.
+
+    There are as many as turns of conversations: 80 bytes, and each field more counts 8.
+    """
+
+    keys: bytes = b""
+    parent: "Edge | None" = None
+    id: int = 0
+    stamp: int = 0
+    sure: Cover | None = None
+    more: More | None = None
+
+    @property
+    def size(self) -> int:
+        """Blocks."""
+        return len(self.keys) // KEY_BYTES
+
+    @property
+    def kids(self) -> int:
+        """Edges below."""
+        return self.more.kids if self.more is not None else 0
+
+    @property
+    def stamps(self) -> dict[int, int] | None:
+        """Stamp by slot; None where there is one holder at most."""
+        return self.more.stamps if self.more is not None else None
+
+    @property
+    def slow(self) -> dict[int, Cover] | None:
+        """The planes of the slower tier, None where nobody is in them."""
+        return self.more.slow if self.more is not None else None
+
+    @property
+    def tenant(self) -> str:
+        """Whose bound counts it."""
+        return self.more.tenant if self.more is not None else ""
+
+    def own_more(self) -> More:
+        """What few edges have, made if it is not there."""
+        more = self.more
+        if more is None:
+            more = self.more = More()
+        return more
+
     def plane(self, plane: int) -> Cover | None:
-        """The cover of a plane, None where nobody is in it."""
+        """The cover of a plane, to be read; None where nobody is in it."""
         if plane == HELD_GPU:
             return self
         if plane == SURE_GPU:
             return self.sure
-        return self.slow.get(plane) if self.slow is not None else None
+        slow = self.slow
+        return slow.get(plane) if slow is not None else None
 
     def own_plane(self, plane: int) -> Cover:
-        """The cover of a plane, made if it is not there."""
-        cover = self.plane(plane)
-        if cover is None:
-            cover = Cover()
-            if plane == SURE_GPU:
-                self.sure = cover
-            else:
-                self.slow = {**(self.slow or {}), plane: cover}
-        return cover
+        """The cover of a plane, to be changed; made if it is not there."""
+        if plane == HELD_GPU:
+            return self
+        if plane == SURE_GPU:
+            cover = self.sure
+            if cover is None:
+                cover = self.sure = Cover()
+            elif _ALONE.get(cover.full) is cover:
+                cover = self.sure = Cover(cover.full)
+            return cover
+        more = self.own_more()
+        if more.slow is None:
+            more.slow = {}
+        return more.slow.setdefault(plane, Cover())
 
     def blocks(self, plane: int, slot: int) -> int:
         """What `slot` has in a plane, as a bitset."""
@@ -78,6 +138,8 @@ class Edge(Cover, gc=False, eq=False):
         """Whether `slot` holds anything here, in any tier."""
         if self.full >> slot & 1 or (self.part is not None and slot in self.part):
             return True
+        if self.more is None:
+            return False
         cpu = self.plane(HELD_CPU)
         return cpu is not None and cpu.holds(slot)
 
@@ -95,13 +157,25 @@ class Edge(Cover, gc=False, eq=False):
 
     def stamp_of(self, slot: int) -> int:
         """When `slot`, which holds something here, last touched it."""
-        return self.stamps.get(slot, 0) if self.stamps is not None else self.stamp
+        stamps = self.stamps
+        return stamps.get(slot, 0) if stamps is not None else self.stamp
 
     def set_stamp(self, slot: int, stamp: int) -> None:
         """`slot` touched what it holds here."""
-        if self.stamps is not None:
-            self.stamps[slot] = stamp
+        stamps = self.stamps
+        if stamps is not None:
+            stamps[slot] = stamp
         else:
+            self.stamp = stamp
+
+    def set_stamps(self, stamps: dict[int, int]) -> None:
+        """These are all holders, and when they touched it last."""
+        if len(stamps) > 1:
+            self.own_more().stamps = stamps
+            return
+        if self.more is not None:
+            self.more.stamps = None
+        for stamp in stamps.values():
             self.stamp = stamp
 
     def welcome(self, slot: int) -> None:
@@ -109,7 +183,7 @@ class Edge(Cover, gc=False, eq=False):
         if self.stamps is None:
             others = self.holders()
             if others:
-                self.stamps = dict.fromkeys(others, self.stamp)
+                self.own_more().stamps = dict.fromkeys(others, self.stamp)
 
     def forget(self, slot: int) -> None:
         """`slot` holds nothing here any more."""
@@ -117,19 +191,23 @@ class Edge(Cover, gc=False, eq=False):
         if stamps is not None:
             stamps.pop(slot, None)
             if len(stamps) == 1:
-                (self.stamp,) = stamps.values()
-                self.stamps = None
+                self.set_stamps(stamps)
+                self.tidy()
 
     def tidy(self) -> None:
-        """Forget planes that nobody is in any more."""
+        """Forget planes that nobody is in any more, and what is of no more use."""
         if self.sure is not None and self.sure.empty:
             self.sure = None
-        if self.slow is not None:
-            self.slow = {p: c for p, c in self.slow.items() if not c.empty} or None
+        more = self.more
+        if more is not None:
+            if more.slow is not None:
+                more.slow = {p: c for p, c in more.slow.items() if not c.empty} or None
+            if not (more.kids or more.stamps or more.slow or more.tenant):
+                self.more = None
 
-    def covers(self) -> list[Cover]:
-        """The covers of all planes."""
-        return [cover for plane in range(4) if (cover := self.plane(plane)) is not None]
+    def own_covers(self) -> list[Cover]:
+        """The covers of all planes, to be changed."""
+        return [self.own_plane(plane) for plane in range(4) if self.plane(plane) is not None]
 
 
 class Store:
@@ -235,14 +313,16 @@ class Tree:
 
     def add(self, parent: Edge | None, keys: bytes, tenant: str) -> Edge:
         """A new edge below `parent`, held by nobody yet."""
-        edge = Edge(keys=keys, size=len(keys) // KEY_BYTES, parent=parent, tenant=tenant)
+        edge = Edge(keys=keys, parent=parent)
+        if tenant:
+            edge.own_more().tenant = tenant
         self.first[keys[0]][keys[:KEY_BYTES]] = edge
         self.store.add(edge)
         self.table.add(edge.id, keys)
         self.edges += 1
-        self.blocks += edge.size
+        self.blocks += len(keys) // KEY_BYTES
         if parent is not None:
-            parent.kids += 1
+            parent.own_more().kids += 1
         return edge
 
     def extend(self, edge: Edge, keys: bytes, bit: int, planes: tuple[int, ...]) -> None:
@@ -252,13 +332,13 @@ class Tree:
         """
         if edge.full != bit or planes[0] != HELD_GPU:
             edge.grow(edge.size, bit if HELD_GPU in planes else 0)
-        if edge.sure is not None and (edge.sure.full != bit or SURE_GPU not in planes):
-            edge.sure.grow(edge.size, bit if SURE_GPU in planes else 0)
+        sure = edge.sure
+        if sure is not None and (sure.full != bit or SURE_GPU not in planes):
+            edge.own_plane(SURE_GPU).grow(edge.size, bit if SURE_GPU in planes else 0)
         if edge.slow is not None:
             for plane, cover in edge.slow.items():
                 cover.grow(edge.size, bit if plane in planes else 0)
         edge.keys += keys
-        edge.size += len(keys) // KEY_BYTES
         self.table.add(edge.id, keys)
         self.blocks += len(keys) // KEY_BYTES
 
@@ -268,18 +348,18 @@ class Tree:
         Stamps stay with the lower part; the caller hands them out.
         """
         cut = at * KEY_BYTES
-        upper = Edge(keys=edge.keys[:cut], size=at, parent=edge.parent, kids=1, tenant=edge.tenant)
+        upper = Edge(keys=edge.keys[:cut], parent=edge.parent)
+        upper.more = More(kids=1, tenant=edge.tenant)
         size, ghosts = edge.size, self.ghosts
         on_gpu = edge.cut(at, size, ghosts)
         upper.full, upper.part = on_gpu.full, on_gpu.part
         if edge.sure is not None:
-            upper.sure = edge.sure.cut(at, size, ghosts)
+            upper.sure = edge.own_plane(SURE_GPU).cut(at, size, ghosts)
         if edge.slow is not None:
-            upper.slow = {p: cover.cut(at, size, ghosts) for p, cover in edge.slow.items()}
+            upper.more.slow = {p: cover.cut(at, size, ghosts) for p, cover in edge.slow.items()}
         upper.tidy()
         edge.tidy()
         edge.keys = edge.keys[cut:]
-        edge.size = size - at
         edge.parent = upper
         self.first[upper.keys[0]][upper.keys[:KEY_BYTES]] = upper
         self.first[edge.keys[0]][edge.keys[:KEY_BYTES]] = edge
@@ -308,7 +388,6 @@ class Tree:
         del self.first[edge.keys[0]][edge.keys[:KEY_BYTES]]
         self.first[upper.keys[0]][upper.keys[:KEY_BYTES]] = edge
         edge.keys = upper.keys + edge.keys
-        edge.size += upper.size
         edge.parent = upper.parent
         self.store.remove(upper)
         self.table.add(edge.id, upper.keys)
@@ -316,16 +395,16 @@ class Tree:
 
     def exorcise(self, edge: Edge, ghosts: int) -> bool:
         """Let an edge forget these slots; whether it named any. The edge may be gone afterwards."""
-        if not edge.full & ghosts and edge.part is None and edge.slow is None:
+        if not edge.full & ghosts and edge.part is None and edge.more is None:
             return False
         found = [slot for slot in edge.holders() if ghosts >> slot & 1]
         if not found:
             return False
-        for cover in edge.covers():
+        for cover in edge.own_covers():
             cover.without(ghosts)
-        edge.tidy()
         for slot in found:
             edge.forget(slot)
+        edge.tidy()
         self.prune(edge)
         return True
 
@@ -335,12 +414,13 @@ class Tree:
         while at is not None and not at.kids:
             if at.full:
                 return
-            reach = max(cover.reach(at.size) for cover in at.covers())
+            covers = at.own_covers()
+            reach = max(cover.reach(at.size) for cover in covers)
             self.blocks -= at.size - reach
             if reach:
                 if reach < at.size:
-                    at.keys, at.size = at.keys[: reach * KEY_BYTES], reach
-                    for cover in at.covers():
+                    at.keys = at.keys[: reach * KEY_BYTES]
+                    for cover in covers:
                         cover.shrink(reach)
                 return
             shard = self.first[at.keys[0]]
@@ -350,7 +430,8 @@ class Tree:
             self.edges -= 1
             at = at.parent
             if at is not None:
-                at.kids -= 1
+                at.own_more().kids -= 1
+                at.tidy()
 
     def work(self) -> bool:
         """One slice of upkeep of the table of all blocks; whether more is to do."""

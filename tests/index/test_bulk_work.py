@@ -239,7 +239,7 @@ def test_an_index_as_deep_as_it_is_long_can_be_thrown_away() -> None:
 def test_a_chain_of_edges_deeper_than_the_c_stack_can_be_thrown_away() -> None:
     tree, edge = Tree(), None
     for number in range(1, 400_001):
-        edge = Edge(keys=number.to_bytes(8, "little"), size=1, parent=edge)
+        edge = Edge(keys=number.to_bytes(8, "little"), parent=edge)
         tree.store.add(edge)
     del edge, tree
     gc.collect()
