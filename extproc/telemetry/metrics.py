@@ -201,8 +201,8 @@ class Metrics:
         )
         self.log_rejected = Gauge(
             "homing_log_rejected_records",
-            "Records left out since the log was read, the same on all replicas, by reason (checksum, "
-            "malformed, place, repeated, rewritten).",
+            "Records left out since the log was read, the same on all replicas, by reason "
+            "(checksum, malformed, place, repeated, rewritten).",
             ["pool", "reason"],
             registry=registry,
         )

@@ -178,7 +178,8 @@ class Client:
         endpoint = self._endpoints[0]
         channel: grpc.aio.Channel | None = None
         try:
-            channel = await asyncio.to_thread(_channel, endpoint, self._settings.tls)
+            credentials = await asyncio.to_thread(_credentials, self._settings.tls)
+            channel = _channel(endpoint, credentials, self._settings.tls)
             connection = Connection(channel, endpoint)
             if self._settings.user is not None:
                 password = await asyncio.to_thread(_password, self._settings)
@@ -251,8 +252,17 @@ _DETAILS = (
 """What etcd's errors are told apart by, besides their codes (etcd 3.5, api/v3rpc/rpctypes)."""
 
 
-def _channel(endpoint: str, tls: EtcdTls | str | None) -> grpc.aio.Channel:
-    """Not connected yet. Files are read each time, so that a new certificate is used."""
+def _credentials(tls: EtcdTls | str | None) -> grpc.ChannelCredentials | None:
+    """Files are read each time, so that a new certificate is used. Raises OSError."""
+    if not isinstance(tls, EtcdTls):
+        return None
+    return grpc.ssl_channel_credentials(_read(tls.ca), _read(tls.key), _read(tls.cert))
+
+
+def _channel(
+    endpoint: str, credentials: grpc.ChannelCredentials | None, tls: EtcdTls | str | None
+) -> grpc.aio.Channel:
+    """Not connected yet."""
     options: list[tuple[str, Any]] = [
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 3_000),
@@ -262,11 +272,10 @@ def _channel(endpoint: str, tls: EtcdTls | str | None) -> grpc.aio.Channel:
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.enable_retries", 0),
     ]
-    if not isinstance(tls, EtcdTls):
+    if credentials is None:
         return grpc.aio.insecure_channel(endpoint, options=options)
-    if tls.name:
+    if isinstance(tls, EtcdTls) and tls.name:
         options.append(("grpc.ssl_target_name_override", tls.name))
-    credentials = grpc.ssl_channel_credentials(_read(tls.ca), _read(tls.key), _read(tls.cert))
     return grpc.aio.secure_channel(endpoint, credentials, options=options)
 
 

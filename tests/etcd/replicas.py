@@ -1,0 +1,93 @@
+"""Replicas without their server: a log in etcd with the indexes that fold it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from extproc.config import EtcdLog as Settings
+from extproc.index import Fact, PrefixIndex
+from extproc.log import IndexSnapshots
+from extproc.log.etcd import EtcdLog
+from extproc.telemetry import Metrics
+from tests.etcd.server import Cluster
+
+POOL = "p"
+PATIENCE_S = 60
+
+
+class Replica:
+    """One log, and the index of its pool."""
+
+    def __init__(self, etcd: Cluster, **settings: Any) -> None:
+        self.metrics = Metrics()
+        values: dict[str, Any] = {
+            "kind": "etcd",
+            "endpoints": tuple(etcd.endpoints),
+            "warm_timeout_s": 30.0,
+            **settings,
+        }
+        self.log = EtcdLog(Settings(**values), self.metrics)
+        self.index = PrefixIndex()
+        self.facts: list[Fact] = []
+        snapshots = IndexSnapshots(POOL, self.index, lambda: self.log.secret(POOL) or b"")
+        self.log.subscribe(POOL, self._apply, self._reload, snapshots)
+
+    def _apply(self, _: int, fact: Fact) -> None:
+        self.facts.append(fact)
+        self.index.apply(fact)
+
+    def _reload(self) -> None:
+        self.facts.clear()
+        self.index.reset()
+
+    def append(self, *facts: Fact) -> int:
+        return self.log.append(POOL, facts)
+
+    @property
+    def revision(self) -> int:
+        return self.log.revision(POOL)
+
+    @property
+    def digest(self) -> int:
+        """Of the index, with nothing left to fold."""
+        while self.index.backlog:
+            self.index.step()
+        return self.index.digest
+
+    @property
+    def state(self) -> Any:
+        return self.log.seat(POOL).state
+
+    def number(self, name: str, **labels: str) -> float:
+        """Of a metric."""
+        return self.metrics.registry.get_sample_value(name, {"pool": POOL, **labels}) or 0.0
+
+    async def settled(self) -> None:
+        """Wait until all that was appended came back."""
+        ticket = self.append()
+        await until(lambda: self.log.settled(POOL) >= ticket)
+
+
+@asynccontextmanager
+async def replica(etcd: Cluster, **settings: Any) -> AsyncIterator[Replica]:
+    """One that has read what there is."""
+    one = Replica(etcd, **settings)
+    await one.log.open()
+    try:
+        yield one
+    finally:
+        await one.log.close()
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait for it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+async def alike(*replicas: Replica) -> None:
+    """Wait until all have read as far, and see that they are the same."""
+    await until(lambda: len({one.revision for one in replicas}) == 1)
+    assert len({one.digest for one in replicas}) == 1
