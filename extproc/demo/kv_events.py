@@ -88,14 +88,14 @@ async def publishing(
 
     Raises ConfigError where they cannot be bound.
     """
-    context = zmq.Context()
+    context, replays = zmq.Context(), zmq.asyncio.Context()
     waiting: asyncio.Task[None] | None = None
     try:
         publisher = context.socket(zmq.PUB)
         _bind(publisher, host, port)
         events = KvEventPublisher(publisher, block_size)
         if replay_port is not None:
-            router = zmq.asyncio.Context(context).socket(zmq.ROUTER)
+            router = replays.socket(zmq.ROUTER)
             _bind(router, host, replay_port)
             waiting = asyncio.ensure_future(_replay(router, events))
         yield events
@@ -103,6 +103,7 @@ async def publishing(
         if waiting is not None:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
+        replays.destroy(linger=0)
         context.destroy(linger=0)
 
 

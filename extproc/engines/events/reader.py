@@ -142,16 +142,19 @@ class EventReader:
     def _step(self, subscription: Subscription) -> bool:
         """One step of an instance's; whether there is more to do."""
         facts = next(subscription.steps, None)
-        if facts is None:
-            if not subscription.work:
-                subscription.room.set()
-                return False
-            subscription.steps = subscription.work.popleft()()
-        elif facts:
+        if facts:
             subscription.append(facts)
-        if subscription.stream.wanted is not None:
-            start, subscription.stream.wanted = subscription.stream.wanted, None
+        stream = subscription.stream
+        if stream.wanted is not None:
+            start, stream.wanted = stream.wanted, None
             self._start(subscription, self._replay(subscription, start))
+        if facts is not None:
+            return True
+        if not subscription.work:
+            return False
+        subscription.steps = subscription.work.popleft()()
+        if len(subscription.work) < MOST_QUEUED // 2:
+            subscription.room.set()
         return True
 
     def _start(self, subscription: Subscription, work: Coroutine[None, None, None]) -> None:
