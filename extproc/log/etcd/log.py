@@ -148,6 +148,7 @@ class EtcdLog:
         seat.changed.set()
         self._start(Follower(client, state, metrics).run())
         self._start(Writer(client, state, metrics).run())
+        self._start(session.lead(seat))
         self._start(session.listen(seat))
         self._start(session.speak(seat))
         self._start(Snapshotter(client, session, seat, self._settings, metrics).run())

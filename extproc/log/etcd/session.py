@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from time import monotonic
 
@@ -70,7 +70,6 @@ class Session:
         self._writer = writer
         self._lease = 0
         self._granted = float("-inf")
-        self._renewed = asyncio.Event()
         self.seats: list[Seat] = []
 
     @property
@@ -114,9 +113,6 @@ class Session:
             for seat in self.seats:
                 seat.changed.set()
         self._granted = asked
-        for seat in self.seats:
-            if seat.led is None and _may_lead(seat.state):
-                await self._campaign(seat)
 
     async def _keep_alive(self, connection: Connection) -> bool:
         stream = connection.lease.keep_alive(self._lease)
@@ -128,6 +124,15 @@ class Session:
         if answer is grpc.aio.EOF:
             raise EtcdError("the lease's stream ended")
         return bool(answer.TTL > 0)
+
+    async def lead(self, seat: Seat) -> None:
+        """Take the pool's lead whenever nobody has it, until cancelled."""
+        await seat.state.warm.wait()
+        while True:
+            if self.alive and seat.led is None and _may_lead(seat.state):
+                with suppress(Away):
+                    await self._campaign(seat)
+            await asyncio.sleep(BEAT_S if self.alive else SPEAK_S)
 
     async def _campaign(self, seat: Seat) -> None:
         """Take the lead, if nobody has it."""

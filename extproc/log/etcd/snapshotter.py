@@ -10,17 +10,19 @@ lead unnoticed writes nothing any more: every write checks the lead.
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from time import monotonic
 
-from etcd3aio._protobuf import Compare, TxnResponse
+from etcd3aio._protobuf import Compare, RequestOp, TxnResponse
 from etcd3aio.kv import KVService
 
 from extproc.config import EtcdLog
 from extproc.log.etcd.client import Away, Client
-from extproc.log.etcd.pointers import point
+from extproc.log.etcd.pointers import point, read_pointer
 from extproc.log.etcd.reading import pages
 from extproc.log.etcd.session import Seat, Session
 from extproc.log.etcd.state import PoolMetrics, PoolState
+from extproc.log.records import BadRecord
 
 logger = logging.getLogger("homing.log")
 
@@ -81,29 +83,38 @@ class Snapshotter:
 
     async def _try(self) -> None:
         try:
-            await self.snapshot()
+            written = await self.snapshot()
         except (Away, LostLead) as error:
             self._metrics.snapshot("failed")
             logger.warning("pool %s: no snapshot: %s", self._state.keys.pool, error)
             if isinstance(error, LostLead):
                 self._seat.led = None
         else:
-            self._metrics.snapshot("written")
+            if written:
+                self._metrics.snapshot("written")
         self._last = monotonic()
 
-    async def snapshot(self) -> None:
-        """Write one now, and delete what it makes needless. Raises Away and LostLead."""
+    async def snapshot(self) -> bool:
+        """Write one now, and delete what it makes needless. Raises Away and LostLead.
+
+        False where it is not the time: nothing was written.
+        """
         state = self._state
         started = monotonic()
         revision, writers, pieces = await self._take()
         if not pieces:
-            return
+            return False
+        before, version = await self._before()
+        if revision <= before:
+            return False  # this replica is behind the one that led before
         mine = state.outbox.writer
         for number, piece in enumerate(pieces):
-            await self._write(state.keys.piece(revision, mine, number), piece)
-        before = state.snapshot
+            await self._led([KVService.txn_op_put(state.keys.piece(revision, mine, number), piece)])
         pointer = point(revision, mine, writers, pieces, state.signer)
-        await self._write(state.keys.pointer, pointer)
+        await self._led(
+            [KVService.txn_op_put(state.keys.pointer, pointer)],
+            KVService.txn_compare_version(state.keys.pointer, version),
+        )
         state.snapshot = revision
         state.size.cut(revision)
         logger.info(
@@ -114,6 +125,7 @@ class Snapshotter:
         await self._trim(revision)
         if self._settings.compact and before:
             await self._compact(before)
+        return True
 
     async def _take(self) -> tuple[int, "OrderedDict[int, int]", list[bytes]]:
         """The pieces, and how far the log was read in them."""
@@ -134,19 +146,28 @@ class Snapshotter:
             pieces.clear()
         return revision, writers, pieces
 
-    async def _write(self, key: bytes, value: bytes) -> None:
-        await self._led([KVService.txn_op_put(key, value)])
+    async def _before(self) -> tuple[int, int]:
+        """The revision that the pointer has (0: there is no good one), and its key's version."""
+        state = self._state
+        answer = await self._client.call(
+            lambda c: c.kv.get(state.keys.pointer, timeout=WRITE_TIMEOUT_S)
+        )
+        if not answer.kvs:
+            return 0, 0
+        try:
+            revision = read_pointer(answer.kvs[0].value, state.signer).revision
+        except BadRecord:
+            revision = 0
+        return revision, answer.kvs[0].version
 
-    async def _led(self, operations: list[object]) -> None:
+    async def _led(self, operations: Sequence[RequestOp], *further: Compare) -> None:
         """Do this only while this replica leads."""
         led = self._seat.led
         if led is None:
             raise LostLead("another replica leads")
-        lead: list[Compare] = [
-            KVService.txn_compare_create_revision(self._state.keys.leader, led),
-        ]
+        lead = KVService.txn_compare_create_revision(self._state.keys.leader, led)
         answer: TxnResponse = await self._client.call(
-            lambda c: c.kv.txn(lead, operations, timeout=WRITE_TIMEOUT_S)
+            lambda c: c.kv.txn([lead, *further], operations, timeout=WRITE_TIMEOUT_S)
         )
         if not answer.succeeded:
             raise LostLead("another replica leads")

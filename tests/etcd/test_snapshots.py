@@ -1,0 +1,91 @@
+"""The leader keeps the log short, and nothing gets lost by it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from extproc.index import Joined
+from tests.etcd.replicas import POOL, Replica, alike, replica, until
+from tests.etcd.server import Cluster, cluster
+from tests.index.chains import A, depths, held
+
+
+@pytest.fixture
+async def etcd(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with cluster(tmp_path) as running:
+        yield running
+
+
+async def names(etcd: Cluster, part: str) -> list[str]:
+    """Keys of the pool under this part."""
+    return (await etcd.ctl("get", f"/homing/{POOL}/{part}", "--prefix", "--keys-only")).split()
+
+
+async def filled(one: Replica, records: int) -> None:
+    """Write so many records."""
+    one.append(Joined(A, 16))
+    for number in range(records):
+        one.append(held(A, f"{number} is a prompt"))
+        await one.settled()
+
+
+async def test_a_long_log_becomes_a_snapshot_that_a_new_replica_starts_from(etcd: Cluster) -> None:
+    async with replica(etcd, snapshot_bytes=2000) as first:
+        await filled(first, 20)
+        await until(lambda: first.number("homing_log_snapshots_total", result="written"))
+        await until(lambda: first.state.size.bytes < 2000)
+        assert len(await names(etcd, "log/")) < 12
+        assert len(await names(etcd, "snapshot/")) > 1
+        await filled(first, 3)
+        async with replica(etcd) as second:
+            assert len(second.facts) < 15
+            await alike(first, second)
+            assert depths(second.index, "7 is a prompt") == {"a": 13}
+
+
+async def test_one_replica_leads_and_the_next_takes_over(etcd: Cluster) -> None:
+    async with replica(etcd, snapshot_bytes=2000) as first:
+        await until(lambda: first.number("homing_log_leader"))
+        async with replica(etcd, snapshot_bytes=2000) as second:
+            await first.log.close()
+            await until(lambda: second.number("homing_log_leader"))
+            await filled(second, 20)
+            await until(lambda: second.number("homing_log_snapshots_total", result="written"))
+            assert second.number("homing_log_replicas") == 1
+
+
+async def test_what_a_dead_snapshotter_left_is_deleted_and_never_read(etcd: Cluster) -> None:
+    left = f"/homing/{POOL}/snapshot/{9:020d}.{7:016x}/000000"
+    await etcd.ctl("put", left, "half of a snapshot")
+    async with replica(etcd, snapshot_bytes=2000) as one:
+        await filled(one, 20)
+        await until(lambda: one.state.size.bytes < 2000)
+        await until(lambda: one.number("homing_log_snapshots_total", result="written"))
+        assert left not in await names(etcd, "snapshot/")
+
+
+async def test_history_is_compacted_up_to_the_snapshot_before(etcd: Cluster) -> None:
+    async with replica(etcd, snapshot_bytes=2000) as one:
+        for _ in range(2):
+            written = one.number("homing_log_snapshots_total", result="written")
+            await filled(one, 20)
+            await until(
+                lambda before=written: (
+                    one.number("homing_log_snapshots_total", result="written") > before
+                )
+            )
+        assert "compacted" in (await etcd.try_ctl("get", "/x", "--rev=3"))[2]
+
+
+async def test_with_compact_off_history_is_left_to_others(etcd: Cluster) -> None:
+    async with replica(etcd, snapshot_bytes=2000, compact=False) as one:
+        for _ in range(2):
+            written = one.number("homing_log_snapshots_total", result="written")
+            await filled(one, 20)
+            await until(
+                lambda before=written: (
+                    one.number("homing_log_snapshots_total", result="written") > before
+                )
+            )
+        assert (await etcd.try_ctl("get", "/x", "--rev=3"))[0] == 0
