@@ -1,0 +1,1 @@
+"""The replay lab: the product's own index and policies, driven by a trace in virtual time."""

@@ -1,0 +1,91 @@
+"""Mooncake traces (FAST'25): one JSON line a request, blocks of 512 tokens as ids."""
+
+import gzip
+import io
+import random
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from extproc.replay.traffic import Request, packed
+
+
+class _Line(msgspec.Struct):
+    timestamp: int
+    input_length: int
+    output_length: int
+    hash_ids: list[int]
+
+
+class Mooncake:
+    """A trace in Mooncake's form, played in an open loop.
+
+    speed: how many times faster than recorded. Times lie in buckets (3 s in the published traces):
+    the requests of a bucket are spread evenly over it, with a seed.
+
+    Conversations are not named; a request continues the one whose blocks it extends most.
+    """
+
+    block_size = 512
+
+    def __init__(self, path: Path, speed: float, seed: int = 0) -> None:
+        self._path = path
+        self._speed = speed
+        self._seed = seed
+
+    def arrivals(self) -> Iterator[Request]:
+        """By time; one line is held at a time, and one bucket."""
+        chance = random.Random(self._seed)  # noqa: S311 - reproducible, not secret
+        conversations: dict[int, tuple[int, int]] = {}
+        count = 0
+        for start, group, end in self._buckets():
+            times = sorted(chance.uniform(start, end) for _ in group)
+            for time, line in zip(times, group, strict=True):
+                ids = np.array(line.hash_ids[: line.input_length // self.block_size], "<u8")
+                keys = packed(ids)
+                # Its own last block but one is what the next turn repeats.
+                home = next(
+                    (conversations[i] for i in reversed(line.hash_ids[1:]) if i in conversations),
+                    None,
+                )
+                if home is None:
+                    count += 1
+                    home = (count, -1)
+                turn = home[1] + 1
+                for each in line.hash_ids[1:]:
+                    conversations[each] = (home[0], turn)
+                yield Request(
+                    time / 1000 / self._speed,
+                    home[0],
+                    turn,
+                    keys,
+                    line.input_length,
+                    max(line.output_length, 1),
+                    keys,
+                )
+
+    def following(self, request: Request, ended: float) -> Request | None:
+        """Nothing: the loop is open."""
+        return None
+
+    def _buckets(self) -> Iterator[tuple[int, list[_Line], int]]:
+        """(start, its lines, end) of every bucket, ms. The last is as long as the one before."""
+        decode = msgspec.json.Decoder(_Line).decode
+        before: tuple[int, list[_Line]] | None = None
+        width = 3000
+        with _open(self._path) as file:
+            lines = (decode(line) for line in file if line.strip())
+            for start, group in groupby(lines, key=lambda line: line.timestamp):
+                if before is not None:
+                    width = start - before[0]
+                    yield before[0], before[1], min(start, before[0] + 3000)
+                before = start, list(group)
+        if before is not None:
+            yield before[0], before[1], before[0] + min(width, 3000)
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

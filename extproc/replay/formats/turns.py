@@ -1,0 +1,83 @@
+"""Conversations as lengths of turns, played in a closed loop with think times."""
+
+import gzip
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from extproc.replay.traffic import Ids, Request, packed
+from extproc.terms import PackedKeys
+
+
+class Turns:
+    """ShareGPT-style lengths: one JSON line a conversation, `[[user tokens, answer tokens], …]`.
+
+    Conversations start at `rate` a second (Poisson); the next turn comes an exponential think time
+    after the answer. A conversation ends after `most_turns` or at `context` tokens. One pass over
+    the file, in its order shuffled with the seed.
+    """
+
+    block_size = 16
+
+    def __init__(
+        self,
+        path: Path,
+        rate: float = 14.0,
+        think_s: float = 30.0,
+        most_turns: int = 20,
+        context: int = 32_768,
+        seed: int = 0,
+    ) -> None:
+        self._path = path
+        self._rate = rate
+        self._think_s = think_s
+        self._most_turns = most_turns
+        self._context = context
+        self._chance = random.Random(seed)  # noqa: S311
+        self._rest: dict[int, tuple[list[tuple[int, int]], Ids]] = {}
+
+    def arrivals(self) -> Iterator[Request]:
+        """The first turns."""
+        opener = gzip.open if self._path.suffix == ".gz" else open
+        with opener(self._path) as file:
+            lines = file.readlines()
+        order = list(range(len(lines)))
+        random.Random(self._chance.random()).shuffle(order)  # noqa: S311
+        time = 0.0
+        decode = msgspec.json.Decoder(list[tuple[int, int]]).decode
+        for number in order:
+            turns = decode(lines[number])[: self._most_turns]
+            time += self._chance.expovariate(self._rate)
+            total = sum(max(user, 1) + answer for user, answer in turns)
+            blocks = min(total, self._context) // self.block_size + 1
+            ids = np.arange(blocks, dtype="<u8") + np.uint64((number + 1) << 24)
+            self._rest[number] = (turns, ids)
+            request = self._request(number, 0, 0, time)
+            if request is not None:
+                yield request
+
+    def following(self, request: Request, ended: float) -> Request | None:
+        """The next turn, after a think time."""
+        think = self._chance.expovariate(1 / self._think_s)
+        said = request.tokens + request.output
+        return self._request(request.conversation, request.turn + 1, said, ended + think)
+
+    def _request(self, number: int, turn: int, said: int, at: float) -> Request | None:
+        turns, ids = self._rest[number]
+        if turn < len(turns):
+            user, answer = turns[turn]
+            tokens, answer = said + max(user, 1), max(answer, 1)
+            if tokens + answer <= self._context:
+                keys = self._keys(ids, tokens)
+                # The last sampled token is never computed.
+                return Request(
+                    at, number, turn, keys, tokens, answer, self._keys(ids, tokens + answer - 1)
+                )
+        del self._rest[number]
+        return None
+
+    def _keys(self, ids: Ids, tokens: int) -> PackedKeys:
+        return PackedKeys(packed(ids[: tokens // self.block_size]))

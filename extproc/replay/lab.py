@@ -1,0 +1,106 @@
+"""One replay: traffic, a router, engines, and virtual time."""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from extproc.replay.engine import Engine, EngineModel, Job
+from extproc.replay.outcome import Outcome
+from extproc.replay.router import Placement, Router
+from extproc.replay.traffic import Request, Traffic
+from extproc.routing import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is replayed on.
+
+    capacity_tokens: of each engine's cache. sees_first_token: whether the router is told when a
+    prefill ends, or must predict it. knows_overhead: whether it has learnt what a prefill costs
+    beside its tokens.
+    """
+
+    instances: int = 8
+    capacity_tokens: int = 1_000_000
+    engine: EngineModel = field(default_factory=EngineModel)
+    sees_first_token: bool = True
+    knows_overhead: bool = True
+
+
+def replay(
+    traffic: Traffic,
+    policy: Policy,
+    setting: Setting,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Outcome:
+    """Play all requests; O(events · log engines). progress: told the requests so far.
+
+    Memory: what is under way, the indexes, and a few numbers a request.
+    """
+    block = traffic.block_size
+    capacity = setting.capacity_tokens // block
+    engines = [Engine(setting.engine, capacity, block) for _ in range(setting.instances)]
+    router = Router(
+        policy,
+        setting.instances,
+        capacity,
+        block,
+        setting.engine.prefill_rate,
+        setting.engine.overhead_s if setting.knows_overhead else 0.0,
+    )
+    placements: dict[int, Placement] = {}
+    outcome = Outcome(setting.instances)
+    arrivals = traffic.arrivals()
+    upcoming: list[tuple[float, int, Request]] = []
+    order = 0
+
+    def expect_next(request: Request | None) -> None:
+        nonlocal order
+        if request is not None:
+            order += 1
+            heapq.heappush(upcoming, (request.at, order, request))
+
+    # Every engine has one entry that counts, the latest; older ones are stale.
+    alarms: list[tuple[float, int]] = []
+    due = [float("inf")] * setting.instances
+
+    def set_alarm(number: int) -> None:
+        due[number] = engines[number].next_event
+        if due[number] < float("inf"):
+            heapq.heappush(alarms, (due[number], number))
+
+    def advance(number: int, now: float) -> None:
+        first, ended = engines[number].advance(now)
+        for job in first:
+            if setting.sees_first_token:
+                router.first_token(placements[id(job)], now)
+            outcome.first_token(job, placements[id(job)].score.cached_tokens)
+        for job in ended:
+            router.ended(placements.pop(id(job)))
+            outcome.ended(job, number, now)
+            expect_next(traffic.following(job.request, now))
+
+    expect_next(next(arrivals, None))
+    known = upcoming[0][2] if upcoming else None
+    while upcoming or alarms:
+        if alarms and (not upcoming or alarms[0][0] <= upcoming[0][0]):
+            now, number = heapq.heappop(alarms)
+            if now == due[number]:
+                advance(number, now)
+                set_alarm(number)
+            continue
+        now, _, request = heapq.heappop(upcoming)
+        if request is known:
+            known = next(arrivals, None)
+            expect_next(known)
+        placement = router.place(request, now)
+        number = placement.engine
+        job = Job(request, now)
+        placements[id(job)] = placement
+        outcome.placed(number, now)
+        advance(number, now)
+        engines[number].submit(job)
+        set_alarm(number)
+        progress(outcome.requests)
+    outcome.finish([engine.busy_s for engine in engines])
+    return outcome
