@@ -19,11 +19,14 @@ _JOIN_OTHERS = 4
 """An instance appends to an edge in place where so many others at most hold all of it: they become
 partial holders, one number each."""
 
-_PLANES = (
-    tuple((tier, tier + TIERS) for tier in range(TIERS)),
-    tuple((tier,) for tier in range(TIERS)),
+_EXPECTED = (Source.PICK, Source.ANSWER)
+"""Who asserts a whole chain, none of it confirmed."""
+
+_PLANES = tuple(
+    tuple((tier,) if source in _EXPECTED else (tier, tier + TIERS) for tier in Tier)
+    for source in Source
 )
-"""The planes that a fact marks, by whether it asserts a chain and by tier."""
+"""The planes that a fact marks, by source and tier."""
 
 
 class Holdings:
@@ -49,12 +52,12 @@ class Holdings:
     def hold(self, instance: Instance, fact: Held) -> None:
         """File, touch and make room. O(path + keys); what cannot be filed is counted."""
         keys, tier, source = fact.keys, fact.tier, fact.source
-        if len(keys) % KEY_BYTES:
+        at, end = 0, len(keys)
+        if end % KEY_BYTES:
             self.refused["malformed"] += 1
             return
         tree = self.tree
-        chain = source is Source.PICK or source is Source.ANSWER
-        planes = _PLANES[chain][tier]
+        planes = _PLANES[source][tier]
         edge: Edge | None = None
         upto = 0
         if fact.parent:
@@ -67,15 +70,14 @@ class Holdings:
                 self.refused["unknown_parent"] += 1
                 return
             upto += 1
-            if chain:
+            if source in _EXPECTED:
                 self._hold_chain(instance, tier, edge, upto)
-        at, end = 0, len(keys)
         while at < end:
-            if edge is None or upto == edge.size:
+            if edge is None or upto == len(edge.keys) // KEY_BYTES:
                 child = tree.first[keys[at]].get(keys[at : at + KEY_BYTES])
                 if child is None:
                     edge = self._append(instance, planes, edge, keys[at:], fact.tenant)
-                    upto = edge.size
+                    upto = len(edge.keys) // KEY_BYTES
                     break
                 if child.parent is not edge:
                     self.refused["conflict"] += 1
@@ -94,8 +96,10 @@ class Holdings:
                     break
                 edge = self._split(edge, upto)
         if edge is not None:
-            self._touch(instance, edge, upto)
-        if tier is Tier.CPU:
+            if upto < len(edge.keys) // KEY_BYTES and self._goes_on(instance, edge, upto):
+                edge = self._split(edge, upto)
+            self._touch(instance, edge)
+        if tier:
             self.on_cpu = True
         limit = instance.limits[tier]
         done = limit is None or instance.counts[tier] <= limit or self.evict(instance, tier)
@@ -141,30 +145,19 @@ class Holdings:
         tenant: str,
     ) -> Edge:
         """New blocks after `edge`, in it where that hurts nobody, else in new edges below it."""
-        slot, bit = instance.slot, instance.bit
-        tree = self.tree
-        total, sums = key_sum(keys), instance.sums
-        for plane in planes:
-            sums[plane] += total
+        bit, tree = instance.bit, self.tree
+        instance.add_sums(planes, keys)
         added = len(keys) // KEY_BYTES
         if (
             edge is not None
             and (edge.more is None or not edge.more.kids)
             and len(edge.keys) < MAX_EDGE * KEY_BYTES
-            and (edge.full & ~bit).bit_count() <= _JOIN_OTHERS
+            and (edge.full == bit or (edge.full & ~bit).bit_count() <= _JOIN_OTHERS)
         ):
             if self.cut is not None:
                 self.cut.save(edge)
-            room = (MAX_EDGE - edge.size) * KEY_BYTES
-            old = edge.size
-            if not edge.full & bit and not edge.has(slot):
-                edge.welcome(slot)
-            tree.extend(edge, keys[:room], bit, planes)
-            for plane in planes:
-                cover = edge.plane(plane)
-                if cover is None or not cover.full & bit:
-                    blocks = edge.blocks(plane, slot) | (1 << edge.size) - (1 << old)
-                    edge.own_plane(plane).put(slot, blocks, edge.size)
+            room = MAX_EDGE * KEY_BYTES - len(edge.keys)
+            tree.extend(edge, keys[:room], instance.slot, bit, planes)
             keys = keys[room:]
         tenant = edge.tenant if edge is not None else tenant
         while keys:
@@ -183,13 +176,16 @@ class Holdings:
 
     # Recency
 
-    def _touch(self, instance: Instance, edge: Edge, upto: int) -> None:
-        """What the instance holds from the root to block `upto` of `edge` is the most recent."""
+    @staticmethod
+    def _goes_on(instance: Instance, edge: Edge, upto: int) -> bool:
+        """Whether the instance holds anything of the edge from block `upto` on."""
+        return any(edge.blocks(tier, instance.slot) >> upto for tier in Tier)
+
+    def _touch(self, instance: Instance, edge: Edge) -> None:
+        """What the instance holds from the root to the end of `edge` is the most recent."""
         slot, bit, now = instance.slot, instance.bit, self.now
         if self.cut is not None:
             self.cut.save_path(edge)
-        if upto < edge.size and any(edge.blocks(tier, slot) >> upto for tier in Tier):
-            edge = self._split(edge, upto)
         if instance.counts[Tier.CPU]:
             self._queue_cpu(instance, edge)
         tails = instance.tails[Tier.GPU]

@@ -197,10 +197,13 @@ class PrefixIndex:
             self.step()
             return
         holdings.now += 1
-        self._fold(fact)
+        if type(fact) is Held and (instance := self._roster.by_name.get(fact.instance)):
+            holdings.hold(instance, fact)
+        else:
+            self._fold(fact)
         if tree.ghosts or self._rubbish or self._ruins:
             self._tidy(_SWEEP // 16)
-        if tree.table.waiting >= tree.table.due:
+        if tree.table.due:
             tree.work()
 
     def step(self) -> bool:

@@ -298,8 +298,9 @@ class Tree:
                 edge_id = entry >> TAG_BITS
                 edge = chunks[edge_id // _CHUNK][edge_id % _CHUNK]
                 if edge is not None:
-                    if edge.keys[-KEY_BYTES:] == key:  # the usual case, at the end of a turn
-                        return edge, edge.size - 1
+                    keys = edge.keys
+                    if keys[-KEY_BYTES:] == key:  # the usual case, at the end of a turn
+                        return edge, len(keys) // KEY_BYTES - 1
                     if place := _find_in(edge, key):
                         return place
             at += 1
@@ -325,22 +326,38 @@ class Tree:
             parent.own_more().kids += 1
         return edge
 
-    def extend(self, edge: Edge, keys: bytes, bit: int, planes: tuple[int, ...]) -> None:
-        """Append blocks to an edge without kids. Full holders keep the old part.
-
-        Only the slot of `bit`, where it is a full holder in one of `planes`, stays one.
-        """
-        if edge.full != bit or planes[0] != HELD_GPU:
-            edge.grow(edge.size, bit if HELD_GPU in planes else 0)
-        sure = edge.sure
-        if sure is not None and (sure.full != bit or SURE_GPU not in planes):
-            edge.own_plane(SURE_GPU).grow(edge.size, bit if SURE_GPU in planes else 0)
-        if edge.slow is not None:
-            for plane, cover in edge.slow.items():
-                cover.grow(edge.size, bit if plane in planes else 0)
-        edge.keys += keys
+    def extend(self, edge: Edge, keys: bytes, slot: int, bit: int, planes: tuple[int, ...]) -> None:
+        """Append blocks, which `slot` (its bit: `bit`) has in `planes`, to an edge without kids."""
+        sure = _ALONE.get(bit) if SURE_GPU in planes else None
+        if (
+            edge.full == bit
+            and edge.part is None
+            and edge.sure is sure
+            and edge.more is None
+            and planes[0] == HELD_GPU
+        ):  # the usual case: it holds all of it, before and after
+            edge.keys += keys
+        else:
+            self._extend_shared(edge, keys, slot, bit, planes)
         self.table.add(edge.id, keys)
         self.blocks += len(keys) // KEY_BYTES
+
+    def _extend_shared(
+        self, edge: Edge, keys: bytes, slot: int, bit: int, planes: tuple[int, ...]
+    ) -> None:
+        """`extend` where full holders of the old part, but for `slot`, become partial ones."""
+        if not edge.has(slot):
+            edge.welcome(slot)
+        old = edge.size
+        for plane in range(4):
+            if edge.plane(plane) is not None:
+                edge.own_plane(plane).grow(old, bit if plane in planes else 0)
+        edge.keys += keys
+        added = (1 << edge.size) - (1 << old)
+        for plane in planes:
+            cover = edge.own_plane(plane)
+            if not cover.full & bit:
+                cover.put(slot, cover.get(slot, old) | added, edge.size)
 
     def split(self, edge: Edge, at: int) -> Edge:
         """Cut before block `at`: `edge` stays the lower part, the new upper part is returned.
