@@ -20,6 +20,8 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _check_envoy_tls(config.envoy.tls)
     if isinstance(config.log, EtcdLog):
         yield from _check_etcd(config.log)
+    elif config.log.snapshot is not None and not config.log.snapshot.parent.is_dir():
+        yield Finding(("log", "snapshot"), f"{config.log.snapshot.parent} is not a folder")
 
 
 def _model_names(config: Config) -> Iterator[tuple[FieldPath, str]]:

@@ -194,11 +194,19 @@ class Pool(Section):
 
 
 class MemoryLog(Section):
-    """The fact log inside the process: nothing to run, forgotten at the end."""
+    """The fact log inside the process: nothing to run, forgotten at the end but for `snapshot`."""
 
     kind: Literal["memory"] = "memory"
     """Where facts are kept: `memory`, inside this process, or `etcd`, shared by all replicas, which
     has the keys below from `endpoints` on."""
+
+    snapshot: FilePath | None = None
+    """File that the index is written to, and read from at the start, so that a process that is
+    started again is warm (`memory` only); none if not given. It holds what block keys are made
+    from, so only its owner can read it."""
+
+    interval_s: Seconds = 60
+    """Longest time between two writes of `snapshot` while there are new facts (`memory` only)."""
 
 
 class EtcdTls(Section):

@@ -1,4 +1,4 @@
-"""The fact log that all replicas fold: `MemoryLog` inside one process."""
+"""The fact log that all replicas fold: `MemoryLog` inside one process, `KeptLog` with a file."""
 
 from extproc.log.interface import (
     PIECE_BYTES,
@@ -9,6 +9,7 @@ from extproc.log.interface import (
     Reload,
     Snapshots,
 )
+from extproc.log.kept import KeptLog
 from extproc.log.memory import MemoryLog
 from extproc.log.snapshot import IndexSnapshots, fingerprint
 
@@ -18,6 +19,7 @@ __all__ = [
     "BadSnapshot",
     "FactLog",
     "IndexSnapshots",
+    "KeptLog",
     "LogClosedError",
     "MemoryLog",
     "Reload",

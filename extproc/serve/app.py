@@ -6,13 +6,16 @@ from time import monotonic
 
 from extproc import __version__, config
 from extproc.index import Bounds, PrefixIndex
-from extproc.log import FactLog, MemoryLog
+from extproc.log import IndexSnapshots
+from extproc.log.pending import Pending
 from extproc.routing import Utilisation
 from extproc.serve.admin import Admin
 from extproc.serve.digests import Digests
 from extproc.serve.drain import drain
 from extproc.serve.encoder import Encoder
+from extproc.serve.factlog import fact_log
 from extproc.serve.idle import IdleWork
+from extproc.serve.kv_events import KvEvents
 from extproc.serve.models import Models
 from extproc.serve.picker import Picker
 from extproc.serve.pool import Pool
@@ -39,8 +42,9 @@ class App:
         self.settings = settings
         self.metrics = Metrics()
         self.ready = False
-        self._log: FactLog = MemoryLog()
+        self._log = fact_log(settings.log, self.metrics)
         self._idle: asyncio.Future[None] | None = None
+        self._events: asyncio.Future[None] | None = None
         self._known: dict[str, Pool] = {}
         self._models = Models()
         # Requests that come while the models are loaded are routed by load.
@@ -81,7 +85,7 @@ class App:
         self._admin = Admin(self.metrics, self.processor, lambda: self.pools, lambda: self.ready)
 
     async def start(self) -> int:
-        """Serve, load the models, and be ready. Returns the ext_proc port.
+        """Serve, load the index and the models, and be ready. Returns the ext_proc port.
 
         Raises ConfigError where an address cannot be bound or a model cannot be loaded.
         """
@@ -89,8 +93,11 @@ class App:
             await self._admin.start(self.settings.admin)
         port = await self._server.start()
         logger.info("homing %s serves ext_proc on %s", __version__, self.settings.listen)
+        await self._log.open()
         await self.take(self.settings)
         self._idle = asyncio.ensure_future(IdleWork(lambda: self.pools, self.metrics).run())
+        self.kv_events = KvEvents(lambda: self.pools, self.metrics)
+        self._events = asyncio.ensure_future(self.kv_events.run())
         self.ready = True
         await self._server.ready()
         logger.info("ready")
@@ -108,7 +115,9 @@ class App:
         listed_names = {pool.name for pool in pools}
         for gone in (pool for pool in self.pools if pool.name not in listed_names):
             gone.configure(gone.config.model_copy(update={"instances": ()}))
+            gone.enrol()
         for pool in pools:
+            pool.enrol()
             pool.models = {
                 name: models[listed.name] for listed in pool.config.models for name in listed.names
             }
@@ -120,13 +129,17 @@ class App:
 
     def _configured(self, listed: config.Pool) -> Pool:
         """The pool of this name, as listed now: one that was gone comes back under its log."""
-        if (pool := self._known.get(listed.name)) is None:
-            index = PrefixIndex(Bounds(listed.index_bytes, listed.tenant_bytes))
-            digests = Digests(index)
-            self._log.subscribe(listed.name, digests.apply, digests.reset)
-            pool = Pool(listed, self._log, index, digests, Utilisation(monotonic()))
-            self._known[listed.name] = pool
+        name, log = listed.name, self._log
+        if (pool := self._known.get(name)) is None:
+            bounds = Bounds(listed.index_bytes, listed.tenant_bytes)
+            index = PrefixIndex(bounds)
+            digests = Digests(index, lambda: log.revision(name))
+            snapshots = IndexSnapshots(name, index, lambda: log.secret(name) or b"")
+            log.subscribe(name, digests.apply, digests.reset, snapshots)
+            pool = Pool(listed, log, index, digests, Utilisation(monotonic()), Pending(bounds))
+            self._known[name] = pool
         pool.configure(listed)
+        pool.take_secret()
         return pool
 
     async def drain(self, hurry: asyncio.Event) -> None:
@@ -139,7 +152,11 @@ class App:
         self.ready = False
         if self._idle:
             self._idle.cancel()
+        if self._events:
+            self._events.cancel()
+            await asyncio.gather(self._events, return_exceptions=True)
         await self._server.stop()
+        await self._log.close()
         await self._admin.stop()
         self._encoder.close()
         if self._tracer:

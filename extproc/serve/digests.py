@@ -1,6 +1,7 @@
 """An index's digests by revision, so that replicas can be compared at a point that both passed."""
 
 from collections import deque
+from collections.abc import Callable
 
 from extproc.index import Fact, PrefixIndex
 
@@ -13,10 +14,15 @@ KEPT = 512
 
 
 class Digests:
-    """Gives an index its facts and notes what it was like between two revisions."""
+    """Gives an index its facts and notes what it was like between two revisions.
 
-    def __init__(self, index: PrefixIndex) -> None:
+    revision: the log's, asked for the present one: a snapshot or a record without facts moves it
+    too.
+    """
+
+    def __init__(self, index: PrefixIndex, revision: Callable[[], int]) -> None:
         self._index = index
+        self._revision = revision
         self._at = 0
         self._noted: deque[tuple[int, int]] = deque(maxlen=KEPT)
 
@@ -32,15 +38,12 @@ class Digests:
         self._noted.clear()
         self._at = 0
 
-    def loaded(self, revision: int) -> None:
-        """A snapshot was loaded, which has all facts up to this revision."""
-        self._at = revision
-
     def recent(self) -> list[tuple[int, int]]:
         """(revision, digest) pairs by rising revision; the last one is the present."""
         noted = list(self._noted)
-        if not self._index.backlog and (self._at, self._index.digest) not in noted[-1:]:
-            noted.append((self._at, self._index.digest))
+        now = self._revision()
+        if not self._index.backlog and now not in [at for at, _ in noted[-1:]]:
+            noted.append((now, self._index.digest))
         return noted
 
     def _turn(self, revision: int) -> None:

@@ -5,12 +5,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from extproc import config as configuration
-from extproc.index import Capacity, Fact, Joined, Left, PrefixIndex, Tier
+from extproc.index import Depths, Dropped, Fact, Held, PrefixIndex
 from extproc.log import FactLog
-from extproc.prompt import ServedModel
+from extproc.log.pending import Pending
+from extproc.prompt import Chain, ServedModel
 from extproc.routing import POLICIES, InstanceView, LoadLedger, Policy, PoolView, Utilisation
 from extproc.serve.digests import Digests
-from extproc.terms import Endpoint, InstanceId
+from extproc.serve.expectations import Expectations
+from extproc.serve.roster import Roster
+from extproc.terms import KEY_BYTES, Endpoint, InstanceId, PackedKeys
+
+NEVER = 1 << 62
+"""The ticket of what is not in the log: it does not settle."""
+
+ASSURED_ROOM = 2
+"""How often its capacity an instance may hold whose events say what it holds. It evicts in an order
+of its own, so the index must not go before it; the rest is for what is expected and on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +37,9 @@ class Pool:
 
     models: name or alias → model; one whose tokenizer is not loaded yet is absent.
     renames: alias → name, of the models whose requests are forwarded under their name.
-    secret: part of every root seed, so that a client cannot compute keys.
+    secret: part of every root seed, so that a client cannot compute keys; the log's, once that
+        knows it. roster: None until `enrol`. expectations: what picks asserted and events may confirm.
+    assured: instances whose events say all that they hold. pending: own picks that the index does not have yet.
     """
 
     config: configuration.Pool
@@ -35,6 +47,7 @@ class Pool:
     index: PrefixIndex
     digests: Digests
     utilisation: Utilisation
+    pending: Pending
     policy: Policy = field(default_factory=POLICIES["priced"])
     load: LoadLedger = field(default_factory=LoadLedger)
     models: dict[str, ServedModel] = field(default_factory=dict)
@@ -42,7 +55,11 @@ class Pool:
     adapters: frozenset[str] = frozenset()
     renames: dict[str, str] = field(default_factory=dict)
     instances: tuple[Instance, ...] = ()
-    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    expectations: Expectations = field(default_factory=Expectations)
+    assured: set[InstanceId] = field(default_factory=set)
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    roster: Roster | None = None
+    _shared: bytes | None = None
 
     @property
     def name(self) -> str:
@@ -54,23 +71,51 @@ class Pool:
         if facts:
             self.log.append(self.name, facts)
 
-    def configure(self, listed: configuration.Pool) -> None:
-        """Take over what the configuration lists: new instances join, missing ones leave.
+    def take_secret(self) -> None:
+        """Use the log's secret from when it is known; what was hashed with another is forgotten."""
+        known = self.log.secret(self.name)
+        if known != self._shared:
+            self._shared = known
+            self.pending.clear()
+            if known is not None:
+                self.secret = known
 
-        One that stays keeps what it is known to hold. Another endpoint under the same name is a
-        new instance, and with blocks of another size all are.
+    def deepen(self, keys: PackedKeys, found: dict[InstanceId, Depths]) -> dict[InstanceId, Depths]:
+        """What the index found for a chain, with what is pending."""
+        if not self.pending:
+            return found
+        self.pending.settle(self.log.settled(self.name))
+        return self.pending.deepen(keys, found)
+
+    def expect(self, chains: Sequence[Chain], held: Sequence[Held], secret: bytes) -> None:
+        """A request was routed: the ends of its chains that the index does not have.
+
+        secret: that the keys were made with; facts of another than the log's are not logged.
         """
-        wanted = {entry.id: Instance(entry.id, entry.endpoint) for entry in listed.instances}
-        same_blocks = listed.block_size == self.config.block_size
-        stay = set(self.instances) & set(wanted.values()) if same_blocks else set()
-        facts: list[Fact] = [Left(gone.id) for gone in self.instances if gone not in stay]
-        for entry in listed.instances:
-            if wanted[entry.id] not in stay:
-                facts.append(Joined(entry.id, listed.block_size))
-            facts.append(Capacity(entry.id, Tier.GPU, listed.capacity_of(entry)))
-        self.append(facts)
+        if not held or secret != self.secret:
+            return
+        ticket = NEVER
+        if self._shared is not None:
+            ticket = self.log.append(self.name, held)
+            if self.log.settled(self.name) >= ticket:
+                return
+        for chain, end in zip(chains, held, strict=True):
+            start = (len(chain.keys) - len(end.keys)) // KEY_BYTES
+            self.pending.add(ticket, end.instance, chain.keys, start, end.tenant)
+
+    def retract(self, dropped: Sequence[Dropped], secret: bytes) -> None:
+        """Some of what was expected did not come."""
+        if not dropped or secret != self.secret:
+            return
+        if self._shared is not None:
+            self.log.append(self.name, dropped)
+        for fact in dropped:
+            self.pending.retract(fact)
+
+    def configure(self, listed: configuration.Pool) -> None:
+        """Take over what the configuration lists; `enrol` tells the log."""
         self.config = listed
-        self.instances = tuple(wanted.values())
+        self.instances = tuple(Instance(entry.id, entry.endpoint) for entry in listed.instances)
         self.adapters = frozenset(name for model in listed.models for name in model.adapters)
         self.model_names = frozenset(name for model in listed.models for name in model.names)
         self.renames = {
@@ -79,6 +124,25 @@ class Pool:
             if model.rewrite_aliases
             for alias in model.aliases
         }
+
+    def enrol(self) -> None:
+        """Let the log know which instances are there, for the first time once it is open.
+
+        New ones join empty, missing ones leave; those that the index has keep what they hold.
+        """
+        if self.roster is None:
+            self.roster = Roster(self.index)
+        listed = self.config
+        capacities = {
+            entry.id: listed.capacity_of(entry) * (ASSURED_ROOM if entry.id in self.assured else 1)
+            for entry in listed.instances
+        }
+        self.append(
+            self.roster.change(
+                (one.id, one.endpoint, listed.block_size, capacities.get(one.id))
+                for one in self.instances
+            )
+        )
 
     def view(
         self, eligible: Iterable[Instance], cached: Mapping[InstanceId, int], now: float

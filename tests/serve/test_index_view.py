@@ -223,9 +223,11 @@ async def test_a_homing_that_is_not_there_is_named() -> None:
 
 
 def test_digests_are_noted_at_the_same_revisions_and_only_between_two() -> None:
-    notes = Digests(index_of(A, B))
+    at = 0
+    notes = Digests(index_of(A, B), lambda: at)
     seen = {}
     for revision in range(1, 4 * EVERY):
+        at = revision
         for prompt in ("one", "two"):
             notes.apply(revision, held(A, f"{revision}{prompt}"))
         seen[revision] = notes._index.digest
@@ -236,17 +238,18 @@ def test_digests_are_noted_at_the_same_revisions_and_only_between_two() -> None:
 
 
 def test_few_digests_are_kept_and_none_after_a_new_start() -> None:
-    notes = Digests(index_of(A))
-    for revision in range(0, (KEPT + 10) * EVERY, EVERY):
+    last = (KEPT + 10) * EVERY
+    notes = Digests(index_of(A), lambda: last)
+    for revision in range(0, last + 1, EVERY):
         notes.apply(revision, held(A, "x"))
     assert len(notes.recent()) == KEPT + 1
     notes.reset()
-    assert [revision for revision, _ in notes.recent()] == [0]
+    assert [revision for revision, _ in notes.recent()] == [last]
 
 
 def test_no_digest_is_told_while_facts_wait_in_a_backlog() -> None:
     index = index_of(A)
-    notes = Digests(index)
+    notes = Digests(index, lambda: EVERY + 1)
     for number in range(3_000):
         notes.apply(EVERY, held(A, f"{number:04d}"))
     notes.apply(EVERY, Capacity(A, Tier.GPU, 1))
