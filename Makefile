@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 KEEP ?=
 
-.PHONY: setup demo test test-slow lint types check proto clean
+.PHONY: setup demo test test-slow test-vllm lint types check proto clean
 
 setup: .venv/.ready
 
@@ -22,6 +22,11 @@ test: .venv/.ready
 # What takes longer than a few seconds a test; CI runs it with a time limit of its own.
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
+
+# Against a real vLLM on the CPU, which lies in an environment of its own: 3.5 GB, in .cache/vllm.
+test-vllm: .venv/.ready
+	$(BIN)/python -m tests.vllm.install
+	$(BIN)/pytest -m vllm tests/vllm
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

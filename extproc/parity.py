@@ -19,6 +19,9 @@ from extproc.errors import BadRequest, ConfigError, PeerViolation, Unroutable
 from extproc.loading import load_model
 from extproc.prompt import ServedModel, parse_body, unpack_ids
 
+_NOT_SERVED = (403, 404, 405)
+"""vLLM 0.32 forbids `/render` where it was not started with `--enable-scale-out`."""
+
 _CONTEXT = 4
 """Ids shown before and after the first difference."""
 
@@ -106,7 +109,7 @@ async def _engine_ids(session: aiohttp.ClientSession, request: Request) -> list[
     """The ids of each prompt, or the status of a refusal; the best source that the engine has."""
     for path, body in _questions(request):
         async with session.post(path.lstrip("/"), json=body) as response:
-            if response.status in (404, 405):
+            if response.status in _NOT_SERVED:
                 continue
             if response.status >= 400:
                 return f"status {response.status}"

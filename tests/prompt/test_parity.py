@@ -53,7 +53,8 @@ async def playback(known: list[dict[str, Any]], *sources: str) -> AsyncIterator[
         elif path == "/tokenize":
             source = TOKENIZE
         if source not in sources:
-            return web.json_response({"detail": "Not Found"}, status=404)
+            status = 403 if source == RENDER else 404
+            return web.json_response({"detail": "Not here"}, status=status)
         if source == ANSWER:
             assert body.pop("return_token_ids") is True
             assert (body.pop("max_tokens"), body.pop("stream")) == (1, False)

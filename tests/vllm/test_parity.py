@@ -1,0 +1,46 @@
+"""Homing computes the tokens that a live vLLM computes, in every API and family of models."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from extproc.parity import Outcome, Verdict, compare
+from extproc.prompt import ServedModel
+from tests.vllm.generated import generated
+from tests.vllm.models import MODELS
+from tests.vllm.servers import renderer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+SEED = 3
+REQUESTS = 600
+
+MOST_CALLS = {"llama3_1": 1}
+"""Llama's template refuses messages with more."""
+
+COMPARED = 300
+"""At least: what a template refuses has no tokens (Gemma's wants user and assistant in turn)."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_tokens_are_those_of_a_live_vllm(name: str, tmp_path: Path) -> None:
+    folder = MODELS[name].write(tmp_path / name)
+    requests = generated(name, SEED, REQUESTS, MOST_CALLS.get(name, 3))
+    with renderer(MODELS[name], folder) as url:
+        model = ServedModel.load(name, folder)
+        outcomes = [outcome async for outcome in compare(url, model, requests)]
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    assert not differences(outcomes)
+    assert counts[Verdict.EQUAL] >= COMPARED
+    assert counts[Verdict.EQUAL] + counts[Verdict.REFUSED] == REQUESTS
+    paths = {outcome.path for outcome in outcomes if outcome.verdict is Verdict.EQUAL}
+    assert len(paths) == 4
+
+
+def differences(outcomes: list[Outcome]) -> list[str]:
+    return [
+        f"request {outcome.number}, {outcome.path}: {outcome.detail}"
+        for outcome in outcomes
+        if outcome.verdict is Verdict.DIFFERENT
+    ]
