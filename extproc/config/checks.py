@@ -15,6 +15,7 @@ def check(config: Config) -> Iterator[Finding]:
     for p, pool in enumerate(config.pools):
         yield from _check_instances(("pools", p), pool)
         yield from _check_files(("pools", p), pool)
+        yield from _check_events(("pools", p), pool)
     yield from _check_limits(config)
     yield from _check_tls(config)
     yield from _check_envoy_tls(config.envoy.tls)
@@ -44,6 +45,25 @@ def _check_instances(at: FieldPath, pool: Pool) -> Iterator[Finding]:
     yield from twice
     named = {finding.field for finding in twice}
     yield from (f for f in _duplicates(names, "instance") if f.field not in named)
+
+
+def _check_events(at: FieldPath, pool: Pool) -> Iterator[Finding]:
+    if pool.events is None:
+        for i, instance in enumerate(pool.instances):
+            if instance.events is not None:
+                yield Finding((*at, "instances", i, "events"), "needs events of the pool too")
+        return
+    if len(pool.models) > 1:
+        yield Finding(
+            (*at, "events"),
+            "does not say which of the pool's models a block is of; give each model a pool",
+        )
+    if pool.tenant_header is not None:
+        yield Finding(
+            (*at, "events"),
+            "does not say whose a block is; tenants are kept apart by their cache_salt alone,"
+            " so leave out tenant_header",
+        )
 
 
 def _check_files(at: FieldPath, pool: Pool) -> Iterator[Finding]:

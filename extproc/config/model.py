@@ -89,6 +89,7 @@ PeerAddress: TypeAlias = Annotated[str, AfterValidator(parse_peer)]
 ServiceAddress: TypeAlias = Annotated[str, AfterValidator(parse_service)]
 FilePath: TypeAlias = Annotated[Path, BeforeValidator(_relative_to_file)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
+Port: TypeAlias = Annotated[int, Field(ge=1, le=65_535)]
 ByteCount: TypeAlias = Annotated[int, Field(ge=1, le=1024 * MIB)]
 """gRPC and Envoy count sizes in 32 bits."""
 Seconds: TypeAlias = Annotated[int, Field(ge=1, le=86_400)]
@@ -136,6 +137,33 @@ class Model(Section):
         return (self.name, *self.aliases, *self.adapters)
 
 
+class EventPorts(Section):
+    """Where an engine publishes its KV-cache events, on its endpoint's machine."""
+
+    port: Port = 5557
+    """Port of its events (vLLM's and SGLang's `--kv-events-config`: `endpoint`)."""
+
+    replay_port: Port | None = None
+    """Port of their history (`replay_endpoint` there); without it, what is missed once is lost, and
+    an engine that was there first is known only from then on."""
+
+
+class Events(EventPorts):
+    """KV-cache events: what the engines of a pool say of their own caches (docs/events.md)."""
+
+    topic: str = ""
+    """What the topics of the events begin with."""
+
+    expire_s: Patience = 30.0
+    """Seconds after an answer's end when what was expected of its instance, and not confirmed by
+    events, is forgotten; only while the instance's events are complete."""
+
+    keep_report_mode: bool = False
+    """Whether requests may have `vllm_xargs.kv_cache_report_mode`. With `full` an engine reports
+    blocks as stored that are merely read, and their copies cannot be counted any more, so it is
+    taken out of the bodies that are forwarded."""
+
+
 class Instance(Section):
     """One engine replica: one KV cache."""
 
@@ -147,6 +175,10 @@ class Instance(Section):
 
     capacity_blocks: Count | None = None
     """Blocks that its KV cache holds; the pool's number if not given."""
+
+    events: EventPorts | None = None
+    """Where its KV-cache events are, for engines that share a machine; the pool's ports if not
+    given. Only where the pool has `events`."""
 
     @property
     def id(self) -> InstanceId:
@@ -184,6 +216,9 @@ class Pool(Section):
 
     tenant_bytes: Count | None = None
     """The same for each tenant, where `tenant_header` names them; none if not given."""
+
+    events: Events | None = None
+    """KV-cache events of the engines, `{}` for all defaults; not used if not given."""
 
     prefill_rate: Annotated[float, Field(gt=0)] = 16_000.0
     """Tokens a second that an instance prefills: the first guess."""

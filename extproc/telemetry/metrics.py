@@ -146,6 +146,45 @@ class Metrics:
             ["pool", "reason"],
             registry=registry,
         )
+        self.event_streams = Gauge(
+            "homing_event_streams",
+            "Instances whose KV-cache events are followed, by how: live (all is known that they "
+            "hold), partial (only what came since), catching_up, down.",
+            ["pool", "state"],
+            registry=registry,
+        )
+        self.event_blocks = Counter(
+            "homing_event_blocks",
+            "Blocks that engines reported (stored, removed).",
+            ["pool", "what"],
+            registry=registry,
+        )
+        self.event_blocks_skipped = Counter(
+            "homing_event_blocks_skipped",
+            "Reported blocks, and whole events (unknown_tag, malformed, not_a_prefix, medium), "
+            "left out, by reason (docs/events.md).",
+            ["pool", "reason"],
+            registry=registry,
+        )
+        self.event_troubles = Counter(
+            "homing_event_troubles",
+            "What went wrong with streams of events (docs/events.md).",
+            ["pool", "what"],
+            registry=registry,
+        )
+        self.expired = Counter(
+            "homing_expired_expectations",
+            "Requests of which an instance was expected to hold blocks that its events did not "
+            "confirm in time.",
+            ["pool"],
+            registry=registry,
+        )
+        self.report_modes = Counter(
+            "homing_report_modes_removed",
+            "Bodies that were forwarded without the kv_cache_report_mode that they had.",
+            ["pool"],
+            registry=registry,
+        )
         self.reloads = Counter(
             "homing_reloads",
             "Changes of the configuration or the certificate, by what came of them (taken, "

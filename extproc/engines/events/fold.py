@@ -45,7 +45,8 @@ _RESTATED_AT_ONCE = 512
 class Fold:
     """What one instance holds.
 
-    skipped: blocks and events that were left out, by reason. orphans: blocks whose parent is
+    applied: blocks that were stored and removed. skipped: blocks and events that were left out, by
+    reason. orphans: blocks whose parent is
     unknown; where the history is whole, something was missed.
     """
 
@@ -57,6 +58,7 @@ class Fold:
         find_parent: FindParent | None = None,
     ) -> None:
         self.instance = instance
+        self.applied: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.orphans = 0
         self._block_size = block_size
@@ -75,8 +77,10 @@ class Fold:
         Never raises. Some microseconds a block, so large events are split first.
         """
         if type(event) is Stored:
+            self.applied["stored"] += len(event.hashes)
             return self._store(event)
         if type(event) is Removed:
+            self.applied["removed"] += len(event.hashes)
             return self._remove(event)
         assert type(event) is AllCleared
         return self.clear()

@@ -9,7 +9,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Final, TypeAlias
@@ -18,6 +17,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from extproc.engines.events.address import Address
 from extproc.engines.events.stream import Steps, Stream
 from extproc.engines.events.wire import END, Message, read_frames
 from extproc.errors import PeerViolation
@@ -45,15 +45,6 @@ _TIMEOUT_MS: Final = 3000
 
 _REPLAY_QUEUE: Final = 20_000
 """More than the 10,000 messages that engines keep."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where an engine publishes: ZeroMQ endpoints. replay: None where it keeps no history."""
-
-    events: str
-    replay: str | None = None
-    topic: str = ""
 
 
 class Subscription:

@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 from extproc.engines.events.fold import Fold
 from extproc.engines.events.wire import AllCleared, Message, Stored, decode_batch, split
 from extproc.errors import PeerViolation
-from extproc.index import Fact
+from extproc.index import Cleared, Fact, Source
 
 Steps: TypeAlias = Iterator[Sequence[Fact]]
 """The facts that follow, in steps of about PIECE_BLOCKS blocks; to be exhausted before more."""
@@ -40,20 +40,25 @@ class Stream:
     """What one instance's publisher has said so far.
 
     replayable: whether it can be asked for its history. rank: of the data-parallel group; None for
-    whichever speaks first.
+    whichever speaks first. warm: the index has something of the instance from before: no fact is
+    made until the history was read. If that is whole, the index is then told all of it anew;
+    else what it has stays, beside what is known.
 
     wanted: the number of the message from which on a replay is to be asked for, None for none. Who
     asks sets it to None, hands over what comes with `replayed`, and at its end `replay_ended`.
     whole: whether all is known that the cache holds. counts: what went wrong, by what.
     """
 
-    def __init__(self, fold: Fold, replayable: bool, rank: int | None = None) -> None:
+    def __init__(
+        self, fold: Fold, replayable: bool, rank: int | None = None, warm: bool = False
+    ) -> None:
         self.fold = fold
         self.wanted: int | None = None
         self.whole = False
         self.counts: Counter[str] = Counter()
         self._replayable = replayable
         self._rank = rank
+        self._silent = warm and replayable
         self._connected = False
         self._last = -1
         """Number of the last message that was taken in; -1 before the first."""
@@ -71,9 +76,18 @@ class Stream:
         """Number of a message before which others were missing: asking twice for them is no use."""
 
     @property
+    def state(self) -> str:
+        """In a word: `down`, `catching_up`, `partial` (connected, and not whole) or `live`."""
+        if not self._connected:
+            return "down"
+        if self._catching_up:
+            return "catching_up"
+        return "live" if self.whole else "partial"
+
+    @property
     def live(self) -> bool:
         """Whether what no event confirms is not there."""
-        return self._connected and self.whole and not self._catching_up
+        return self.state == "live"
 
     # What happens to it
 
@@ -144,6 +158,11 @@ class Stream:
             yield from self._forget()
         self._catching_up = False
         self._tries = 0
+        if self._silent:
+            self._silent = False
+            if self.whole:
+                yield [Cleared(self.fold.instance, Source.EVENT)]
+            yield from self.fold.restate()
         while self._waiting and not self._catching_up:
             yield from self._next(self._waiting.popleft())
 
@@ -194,9 +213,9 @@ class Stream:
         for event in batch.events:
             if type(event) is Stored:
                 for piece in split(event, PIECE_BLOCKS):
-                    yield self.fold.apply(piece)
+                    yield self._told(self.fold.apply(piece))
             else:
-                yield self.fold.apply(event)
+                yield self._told(self.fold.apply(event))
                 self.whole = self.whole or type(event) is AllCleared
         if self.whole and self.fold.orphans > orphans:
             self.counts["unexplained"] += 1
@@ -217,4 +236,7 @@ class Stream:
 
     def _forget(self) -> Steps:
         self.whole = False
-        yield self.fold.clear()
+        yield self._told(self.fold.clear())
+
+    def _told(self, facts: Sequence[Fact]) -> Sequence[Fact]:
+        return () if self._silent else facts

@@ -1,0 +1,193 @@
+"""The pools' KV-cache events: who is followed, and what follows for the index and its bounds."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from time import monotonic
+from typing import Final
+
+from extproc.config import Events
+from extproc.engines.events import Address, EventReader, Fold, Root, Stream, Subscription
+from extproc.prompt import root_seed
+from extproc.serve.pool import Instance, Pool
+from extproc.telemetry import LogOnce, Metrics
+from extproc.terms import BlockKey, Endpoint, InstanceId
+
+logger = logging.getLogger("homing.events")
+
+TICK_S: Final = 0.25
+"""How often it is looked who is to be followed, what has expired, and what is to be counted."""
+
+STATES: Final = ("down", "catching_up", "partial", "live")
+
+_ROOTS: Final = 4096
+"""Roots remembered in each pool, of adapters and salts."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """What makes it another stream when it changes."""
+
+    pool: str
+    instance: InstanceId
+    endpoint: Endpoint
+    address: Address
+    block_size: int
+    model: str
+    secret: bytes
+
+
+@dataclass(slots=True)
+class _Follower:
+    pool: Pool
+    subscription: Subscription
+    counted: dict[str, Counter[str]] = field(default_factory=dict)
+
+    @property
+    def stream(self) -> Stream:
+        return self.subscription.stream
+
+
+class KvEvents:
+    """Follows the engines of all pools that publish events.
+
+    reads: whether this process is the one that reads an instance's events, by pool and instance:
+    with a shared log, one of the replicas.
+    """
+
+    def __init__(
+        self,
+        pools: Callable[[], Iterable[Pool]],
+        metrics: Metrics,
+        reads: Callable[[str, InstanceId], bool] = lambda pool, instance: True,
+    ) -> None:
+        self._pools = pools
+        self._metrics = metrics
+        self._reads = reads
+        self._reader = EventReader()
+        self._followers: dict[_Followed, _Follower] = {}
+        self._once = LogOnce(logger)
+
+    def emptied(self, pool: str, instance: InstanceId) -> None:
+        """An instance's cache is empty now, as something else says than its events.
+
+        Where its events are not followed, it is for others to clear it.
+        """
+        for followed, follower in self._followers.items():
+            if (followed.pool, followed.instance) == (pool, instance):
+                self._reader.do(follower.subscription, follower.stream.emptied)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        try:
+            while True:
+                try:
+                    self.tick(monotonic())
+                except Exception as fault:  # a pick needs none of it, and the next tick may do
+                    self._metrics.errors.labels("kv_events").inc()
+                    self._once.warning(f"{type(fault)}", "KV events: %s", type(fault).__name__)
+                await asyncio.sleep(TICK_S)
+        finally:
+            await self._reader.close()
+
+    def tick(self, now: float) -> None:
+        """See who is to be followed, let expire what is due, and count. now: monotonic seconds."""
+        pools = list(self._pools())
+        self._follow(pools)
+        for pool in pools:
+            if pool.config.events is not None:
+                self._assure(pool)
+                self._expire(pool, now)
+        self._count(pools)
+
+    def _follow(self, pools: Sequence[Pool]) -> None:
+        wanted = {
+            followed: pool
+            for pool in pools
+            if pool.config.events is not None and pool.log.secret(pool.name) == pool.secret
+            for instance in pool.instances
+            if self._reads(pool.name, instance.id)
+            for followed in (_followed(pool, instance, pool.config.events),)
+        }
+        for followed in self._followers.keys() - wanted.keys():
+            self._reader.unsubscribe(self._followers.pop(followed).subscription)
+        for followed, pool in wanted.items():
+            if followed not in self._followers:
+                self._followers[followed] = self._start(followed, pool)
+
+    def _start(self, followed: _Followed, pool: Pool) -> _Follower:
+        fold = Fold(followed.instance, followed.block_size, _root(followed))
+        stream = Stream(
+            fold,
+            replayable=followed.address.replay is not None,
+            rank=followed.address.rank,
+            warm=pool.index.held_blocks(followed.instance) > 0,
+        )
+        return _Follower(pool, self._reader.subscribe(followed.address, stream, pool.append))
+
+    def _assure(self, pool: Pool) -> None:
+        """Where events say what an instance holds, its capacity is only a bound."""
+        live = {
+            followed.instance
+            for followed, follower in self._followers.items()
+            if follower.pool is pool and follower.stream.live
+        }
+        if live != pool.assured:
+            pool.assured = live
+            pool.enrol()
+
+    def _expire(self, pool: Pool, now: float) -> None:
+        facts = pool.expectations.expired(now, pool.assured.__contains__)
+        if facts:
+            self._metrics.expired.labels(pool.name).inc(len(facts))
+            pool.append(facts)
+
+    def _count(self, pools: Sequence[Pool]) -> None:
+        states = {pool.name: Counter[str]() for pool in pools if pool.config.events is not None}
+        for follower in self._followers.values():
+            name, stream = follower.pool.name, follower.stream
+            states[name][stream.state] += 1
+            for metric, counts in (
+                (self._metrics.event_troubles, stream.counts),
+                (self._metrics.event_blocks_skipped, stream.fold.skipped),
+                (self._metrics.event_blocks, stream.fold.applied),
+            ):
+                counted = follower.counted.setdefault(metric._name, Counter())
+                for what, count in counts.items():
+                    if count > counted[what]:
+                        metric.labels(name, what).inc(count - counted[what])
+                        counted[what] = count
+        for name, counts in states.items():
+            for state in STATES:
+                self._metrics.event_streams.labels(name, state).set(counts[state])
+
+
+def _followed(pool: Pool, instance: Instance, events: Events) -> _Followed:
+    listed = next((one for one in pool.config.instances if one.id == instance.id), None)
+    ports = (listed and listed.events) or events
+    return _Followed(
+        pool.name,
+        instance.id,
+        instance.endpoint,
+        Address.beside(instance.endpoint, ports.port, ports.replay_port, events.topic),
+        pool.config.block_size,
+        pool.config.models[0].name,
+        pool.secret,
+    )
+
+
+def _root(followed: _Followed) -> Root:
+    @lru_cache(_ROOTS)
+    def root(adapter: str, salt: str) -> BlockKey:
+        return root_seed(
+            secret=followed.secret,
+            model=followed.model,
+            adapter=adapter,
+            salt=salt,
+            block_size=followed.block_size,
+        )
+
+    return root
