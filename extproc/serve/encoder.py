@@ -33,12 +33,13 @@ QUEUE_LIMIT = 64
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt that was understood: the pool that serves it, a chain for each of its texts, and
-    whose it is ("" where tenants are not told apart)."""
+    """A prompt that was understood: the pool that serves it, a chain for each of its texts, whose
+    it is ("" where tenants are not told apart), and the secret that its keys were made with."""
 
     pool: Pool
     chains: tuple[Chain, ...]
     tenant: str
+    secret: bytes
 
     @property
     def tokens(self) -> int:
@@ -127,12 +128,13 @@ class Encoder:
         size = pool.config.block_size
         header = pool.config.tenant_header
         tenant = request.headers.get(header.lower(), "") if header else ""
+        secret = pool.secret
         root = root_seed(
-            secret=pool.secret,
+            secret=secret,
             model=model.name,
             adapter=prompt.model if prompt.model in pool.adapters else prompt.adapter,
             salt=prompt.salt,
             tenant=tenant,
             block_size=size,
         )
-        return Encoded(pool, model.encode(prompt, root, size, stages), tenant)
+        return Encoded(pool, model.encode(prompt, root, size, stages), tenant, secret)

@@ -28,6 +28,7 @@ class IdleWork:
                 while self._step():  # noqa: ASYNC110 - it works, and lets requests in between
                     await asyncio.sleep(0)
                 for pool in self._pools():
+                    pool.take_secret()
                     for model in set(pool.models.values()):
                         await asyncio.to_thread(model.audit)
             except Exception as fault:  # requests do not need it, and the next slice may do

@@ -184,7 +184,10 @@ class Picker:
         now = monotonic()
         with stages.stage("match"):
             chains = encoded.chains if encoded else ()
-            depths = [pool.index.match(chain.keys) for chain in chains]
+            known = [pool.index.match(chain.keys) for chain in chains]
+            depths = [
+                pool.deepen(chain.keys, found) for chain, found in zip(chains, known, strict=True)
+            ]
             cached = _cached_tokens(encoded, depths) if encoded else {}
         with stages.stage("choose"):
             tokens = encoded.tokens if encoded else None
@@ -200,11 +203,12 @@ class Picker:
             best.instance,
             best.endpoint,
             chains,
+            encoded.secret if encoded else b"",
             uncached,
             self._metrics,
             encoded.tenant if encoded else "",
         )
-        placed.start([depth.get(best.instance, Depths(0, 0)) for depth in depths], now)
+        placed.start([found.get(best.instance, Depths(0, 0)) for found in known], now)
         self._count(pool, encoded, ranking, reason, stages)
         watching = self._watching and request.path.partition("?")[0] == PATH
         if watching:

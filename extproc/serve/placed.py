@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-from extproc.index import Depths, Dropped, Fact, Held, Source, Tier
+from extproc.index import Depths, Dropped, Held, Source, Tier
 from extproc.prompt import Chain
 from extproc.routing import Ticket
 from extproc.serve.pool import Pool
@@ -22,12 +22,15 @@ class Placed:
     after their prefill send a burst of one cold prefix everywhere (docs/policy.md). When the
     engine refuses the request, or another instance serves it, what was newly asserted is taken
     back.
+
+    secret: that the chains' keys were made with.
     """
 
     pool: Pool
     instance: InstanceId
     endpoint: Endpoint
     chains: tuple[Chain, ...]
+    secret: bytes
     uncached: float
     metrics: Metrics
     tenant: str
@@ -37,7 +40,7 @@ class Placed:
     _ids: IdReader | None = None
 
     def start(self, depths: Sequence[Depths], now: float) -> None:
-        """The instance was picked. depths: what it holds of each chain."""
+        """The instance was picked. depths: what the index has of each chain for it."""
         rate = self.pool.config.prefill_rate
         self._ticket = self.pool.load.start(self.instance, self.uncached, now, rate)
         self.pool.utilisation.assign(self.uncached / rate)
@@ -66,24 +69,31 @@ class Placed:
         """The stream is over: the answer ended, or the client or the proxy went away."""
         if self._ticket is not None:
             self.pool.load.end(self._ticket)
+        if (events := self.pool.config.events) is not None:
+            due = monotonic() + events.expire_s
+            for held in self._asserted:
+                if held.keys:
+                    self.pool.expectations.add(held.instance, held.keys, due)
+            self._asserted = []
 
     def _expect(self, depths: Sequence[Depths]) -> None:
-        self._asserted = [
-            _expected(self.instance, chain.keys, depth.gpu, self.tenant)
-            for chain, depth in zip(self.chains, depths, strict=True)
-            if chain.keys
+        known = [
+            (chain, depth) for chain, depth in zip(self.chains, depths, strict=True) if chain.keys
         ]
-        self.pool.append(self._asserted)
+        self._asserted = [
+            _expected(self.instance, chain.keys, depth.gpu, self.tenant) for chain, depth in known
+        ]
+        self.pool.expect([chain for chain, _ in known], self._asserted, self.secret)
 
     def _retract(self) -> None:
         """Take back what the index did not know before the pick."""
-        facts: list[Fact] = [
+        dropped = [
             Dropped(held.instance, held.tier, held.keys, Source.ANSWER)
             for held in self._asserted
             if held.keys
         ]
         self._asserted = []
-        self.pool.append(facts)
+        self.pool.retract(dropped, self.secret)
 
     def _move(self, served: str) -> None:
         """Envoy retried elsewhere: the load and the expectation belong to who served."""

@@ -38,8 +38,9 @@ class Pool:
     models: name or alias → model; one whose tokenizer is not loaded yet is absent.
     renames: alias → name, of the models whose requests are forwarded under their name.
     secret: part of every root seed, so that a client cannot compute keys; the log's, once that
-        knows it. roster: None until `enrol`. expectations: what picks asserted and events may confirm.
-    assured: instances whose events say all that they hold. pending: own picks that the index does not have yet.
+        knows it. roster: None until `enrol`. pending: own picks that the index does not have yet.
+    expectations: what picks asserted and events may confirm. assured: instances whose events say
+        all that they hold.
     """
 
     config: configuration.Pool
