@@ -51,6 +51,9 @@ class Stack:
     Envoy; entering does where a process fails to start, with the end of its log.
     """
 
+    ready_s = READY_S
+    """Longest time for a process to become ready."""
+
     def __init__(
         self,
         engines: int = 3,
@@ -130,21 +133,21 @@ class Stack:
         """Start one that was killed, on the same ports, and wait until it is ready."""
         process = self.processes[name]
         process.start()
-        process.wait_ready(time.monotonic() + READY_S)
+        process.wait_ready(time.monotonic() + self.ready_s)
 
     def _processes(self) -> Iterator[Process]:
         for name, settings in self.engines.items():
-            yield self._process(
-                name,
-                [sys.executable, "-m", "extproc.demo.engine", *settings.arguments()],
-                self.engine_url(name) + "/health",
-            )
+            command = self._engine_command(settings)
+            yield self._process(name, command, self.engine_url(name) + "/health")
         yield self._process(HOMING, self._homing("serve"), self.admin_url + "/readyz")
         yield self._process(
             ENVOY,
             [_envoy_binary(), "-c", str(self._envoy_file), *ENVOY_OPTIONS],
             self.envoy_admin_url + "/ready",
         )
+
+    def _engine_command(self, settings: EngineSettings) -> list[str]:
+        return [sys.executable, "-m", "extproc.demo.engine", *settings.arguments()]
 
     def _process(self, name: str, command: Sequence[str], ready_url: str) -> Process:
         return Process(name, command, self.folder / f"{name}.log", ready_url)
@@ -163,7 +166,7 @@ class Stack:
         for process in first:
             process.start()
         self._write_envoy_config()  # while they start
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + self.ready_s
         for process in first:
             process.wait_ready(deadline)
         # Last, so that its first health check finds Homing.
