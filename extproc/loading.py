@@ -16,6 +16,7 @@ def load_model(model: Model) -> ServedModel:
         model.chat_template,
         now=_clock(model.time_zone),
         trust_request_template=model.trust_request_template,
+        mode=model.tokenizer_mode,
     )
 
 

@@ -6,6 +6,14 @@ from extproc.config.addresses import is_local, is_loopback
 from extproc.config.model import Config, EnvoyTls, EtcdLog, Pool, TlsFiles
 from extproc.config.source import FieldPath, Finding, spell_field
 
+_OF_MISTRAL = ("tekken.json", "tokenizer.model*")
+_TOKENIZER_FILES = {
+    "auto": ("tokenizer.json", *_OF_MISTRAL),
+    "hf": ("tokenizer.json",),
+    "mistral": _OF_MISTRAL,
+}
+"""Of which a tokenizer's folder has one, by `tokenizer_mode`."""
+
 
 def check(config: Config) -> Iterator[Finding]:
     """Everything that is wrong with a configuration whose fields are right by themselves."""
@@ -71,8 +79,11 @@ def _check_files(at: FieldPath, pool: Pool) -> Iterator[Finding]:
         field = (*at, "models", m)
         if not model.tokenizer.is_dir():
             yield Finding((*field, "tokenizer"), f"{model.tokenizer} is not a folder")
-        elif not (model.tokenizer / "tokenizer.json").is_file():
-            yield Finding((*field, "tokenizer"), f"{model.tokenizer} has no tokenizer.json")
+        else:
+            names = _TOKENIZER_FILES[model.tokenizer_mode]
+            if not any(file for name in names for file in model.tokenizer.glob(name)):
+                what = f"{model.tokenizer} has no {' or '.join(names)}"
+                yield Finding((*field, "tokenizer"), what)
         if model.chat_template is not None and not model.chat_template.is_file():
             yield Finding((*field, "chat_template"), f"{model.chat_template} is not a file")
 

@@ -117,7 +117,12 @@ class Model(Section):
 
     tokenizer: FilePath
     """Folder with the model's `tokenizer.json` and `tokenizer_config.json`, as the engine uses
-    them."""
+    them; or with Mistral's own `tekken.json` or `tokenizer.model.v3`."""
+
+    tokenizer_mode: Literal["auto", "hf", "mistral"] = "auto"
+    """As the engine's (vLLM's `--tokenizer-mode`): `hf` reads `tokenizer.json`, `mistral` Mistral's
+    own file, with `mistral-common`; `auto` the latter where it is the only one, or weights in
+    Mistral's format (`consolidated*.safetensors`) are beside it."""
 
     chat_template: FilePath | None = None
     """Jinja file to render chats with, where the engine was given one; else the tokenizer's."""

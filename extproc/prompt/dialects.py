@@ -14,6 +14,9 @@ _BILLING = "x-anthropic-billing-header"
 _IMAGE: Json = {"type": "image_url"}
 """Which image it is is never looked at."""
 
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+"""What Anthropic's `output_config.effort` may be (`AnthropicEffort`)."""
+
 _TOOL_CHANGES = ("tool_addition", "tool_removal")
 
 
@@ -24,15 +27,29 @@ class ToolsChanged(Unroutable):
         super().__init__("tool_change")
 
 
-def leading_messages(chat: Chat) -> list[Json]:
-    """The messages that a chat begins with before its own: a system text beside them."""
-    if not chat.system:
-        return []
-    if chat.dialect is Dialect.ANTHROPIC:
-        system = chat.system
-        text = system if isinstance(system, str) else "".join(_anthropic_texts(system))
-        return [{"role": "system", "content": text}] if text else []
-    return [{"role": "system", "content": chat.system}]
+def leading_messages(chat: Chat, inline: Iterable[str] = ()) -> list[Json]:
+    """The messages that a chat begins with before its own: a system text beside them.
+
+    inline: Anthropic's system texts that are moved there.
+    """
+    if chat.dialect is not Dialect.ANTHROPIC:
+        return [{"role": "system", "content": chat.system}] if chat.system else []
+    system = chat.system or ""
+    own = system if isinstance(system, str) else "".join(_anthropic_texts(system))
+    text = own + "".join(inline)
+    return [{"role": "system", "content": text}] if text else []
+
+
+def chat_messages(chat: Chat, merges_system: bool) -> list[Json]:
+    """All of a chat as OpenAI chat messages.
+
+    merges_system: whether Anthropic's inline system messages move to the front.
+    """
+    items = chat.messages.decoded()
+    if not (merges_system and chat.dialect is Dialect.ANTHROPIC):
+        return [*leading_messages(chat), *to_chat(chat.dialect, items)]
+    leading = leading_messages(chat, inline_system_texts(items))
+    return [*leading, *to_chat(chat.dialect, items, merge_system=True)]
 
 
 def to_chat(dialect: Dialect, items: Iterable[Json], merge_system: bool = False) -> list[Json]:

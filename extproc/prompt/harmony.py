@@ -6,11 +6,12 @@ the Responses API. Needs the extra `homing[harmony]`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from extproc.errors import Unroutable
-from extproc.prompt.dialects import inline_system_texts, leading_messages, to_chat, tools_of
+from extproc.prompt.dialects import chat_messages, tools_of
 from extproc.prompt.ids import pack_ids
 from extproc.prompt.normalise import normalise_tools
 from extproc.prompt.types import Chat, Dialect, Json
@@ -39,18 +40,20 @@ class Harmony:
             for token in ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>")
         )
 
-    def encode(self, chat: Chat, merges_system: bool) -> TokenIds:
+    memo_size = 0
+    """Nothing is remembered."""
+
+    def encode_chat(self, chat: Chat, merges_system: bool, whole: bool = True) -> TokenIds:
         """The ids of a chat's prompt. Raises Unroutable where vLLM refuses it too.
 
         merges_system: whether Anthropic's inline system messages move to the front.
+        whole: makes no difference: images are nothing in these prompts.
         """
-        items = chat.messages.decoded()
         try:
             if chat.dialect is Dialect.RESPONSES:
+                items = chat.messages.decoded()
                 return pack_ids(self._ids(chat, items, chat.system, self._of_items))
-            messages = [*leading_messages(chat), *to_chat(chat.dialect, items, merges_system)]
-            if chat.dialect is Dialect.ANTHROPIC and merges_system:
-                messages = _with_system_first(messages, inline_system_texts(items))
+            messages = chat_messages(chat, merges_system)
             return pack_ids(self._ids(chat, messages, None, self._of_messages))
         except Unroutable:
             raise
@@ -204,15 +207,13 @@ class Harmony:
         """
         result: list[int] = []
         at = 0
-        while at < len(ids):
-            header = self._call_header(ids, at) if ids[at] == self._start else None
-            if header is None:
-                result.append(ids[at])
-                at += 1
-            else:
-                plain, at = header
-                result += plain
-        return result
+        for _ in range(ids.count(self._start)):
+            start = ids.index(self._start, at)
+            header = self._call_header(ids, start)
+            plain, end = ([self._start], start + 1) if header is None else header
+            result += [*ids[at:start], *plain]
+            at = end
+        return result + ids[at:]
 
     def _call_header(self, ids: list[int], at: int) -> tuple[list[int], int] | None:
         """The plain form of the call's header that begins at `at`, and where it ends."""
@@ -222,7 +223,9 @@ class Harmony:
             constrain = ids.index(self._constrain, channel, end)
         except ValueError:
             return None
-        decode, encode = self._encoding.decode, self._encoding.encode
+        decode = self._encoding.decode
+        # Else the library compiles a pattern of all special tokens for each call: 6 ms.
+        encode = partial(self._encoding.encode, disallowed_special=())
         author = decode(ids[at + 1 : channel])
         name, to, recipient = decode(ids[channel + 1 : constrain]).partition(" to=")
         kind = decode(ids[constrain + 1 : end])
@@ -259,13 +262,3 @@ def _without_old_analysis(messages: list[Any]) -> list[Any]:
     return [
         message for i, message in enumerate(messages) if i >= last or message.channel != "analysis"
     ]
-
-
-def _with_system_first(messages: list[Json], texts: Iterable[str]) -> list[Json]:
-    text = "".join(texts)
-    if not text:
-        return messages
-    if messages and messages[0]["role"] == "system":
-        first = {"role": "system", "content": messages[0]["content"] + text}
-        return [first, *messages[1:]]
-    return [{"role": "system", "content": text}, *messages]

@@ -4,11 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from extproc.errors import ConfigError
 from extproc.prompt.template import ChatTemplate
 from extproc.prompt.types import Json
+
+TokenizerMode: TypeAlias = Literal["auto", "hf", "mistral"]
+"""Whose tokenizer it is: as the files say, Hugging Face's or Mistral's."""
 
 _TOKEN_NAMES = (
     "bos_token",
@@ -39,6 +42,30 @@ def read_templates(
 def is_gpt_oss(directory: Path) -> bool:
     """Whether vLLM renders the model's chats with harmony (renderers/online_renderer.py)."""
     return _read_object(directory / "config.json").get("model_type") == "gpt_oss"
+
+
+def mistral_file(directory: Path, mode: TokenizerMode) -> Path | None:
+    """The file of Mistral's own tokenizer; None where tokenizer.json is to be used.
+
+    "auto": where there is one, and no tokenizer.json or weights in Mistral's own format beside it
+    (vLLM 0.32.0, tokenizers/registry.py, `resolve_tokenizer_args`). Of several it is tekken.json,
+    else the last by name (mistral-common, `get_one_valid_tokenizer_file`).
+
+    Raises ConfigError where the mode asks for one and there is none.
+    """
+    if mode == "hf":
+        return None
+    found = sorted(directory.glob("tokenizer.model.v*"))
+    tekken = directory / "tekken.json"
+    file = tekken if tekken.exists() else found[-1] if found else None
+    if mode == "mistral":
+        plain = directory / "tokenizer.model"
+        file = file or (plain if plain.exists() else None)
+        if file is None:
+            raise ConfigError(f"{directory}: has neither tekken.json nor tokenizer.model")
+        return file
+    has_weights = any(directory.glob("consolidated*.safetensors"))
+    return None if (directory / "tokenizer.json").exists() and not has_weights else file
 
 
 def _read_object(file: Path) -> dict[str, Any]:

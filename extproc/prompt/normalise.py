@@ -25,7 +25,7 @@ _TEXT_PARTS = {
 _REFERENCE = "tool_reference"
 """A part that names a tool; a template may write the tool out there."""
 
-_MEDIA_PARTS = frozenset(
+MEDIA_PARTS = frozenset(
     {
         "audio_embeds",
         "audio_url",
@@ -162,7 +162,7 @@ def _text(part: Json, media: str | None) -> str:
     kind = part.get("type")
     name = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if name is None or "uuid" in part:
-        if kind not in _MEDIA_PARTS:
+        if kind not in MEDIA_PARTS:
             raise Unroutable("content_part_unknown")
         if media is None:
             raise Unroutable("media")
@@ -211,9 +211,9 @@ def _tool_call(call: Json) -> dict[str, Json]:
     if call.get("type", "function") != "function" or not isinstance(function, dict):
         raise Unroutable("tool_call_invalid")
     if isinstance(call, OrderedCall):
-        named = function | {"arguments": _arguments(function["arguments"])}
+        named = function | {"arguments": parse_arguments(function["arguments"])}
         return {"id": call["id"], "function": named, "type": "function"}
-    named = {"arguments": _arguments(function.get("arguments")), "name": function.get("name")}
+    named = {"arguments": parse_arguments(function.get("arguments")), "name": function.get("name")}
     result = {"id": call.get("id"), "function": named, "type": "function"}
     if len(function) > len(named):
         named |= {name: value for name, value in function.items() if name not in named}
@@ -222,7 +222,7 @@ def _tool_call(call: Json) -> dict[str, Json]:
     return result
 
 
-def _arguments(arguments: Json) -> dict[str, Json]:
+def parse_arguments(arguments: Json) -> dict[str, Json]:
     """Arguments as an object; what is none becomes {} (`_postprocess_messages`)."""
     if isinstance(arguments, str):
         try:

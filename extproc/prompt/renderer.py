@@ -12,6 +12,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from extproc.errors import ConfigError, Unroutable
 from extproc.prompt.dialects import (
+    EFFORTS,
     inline_system_texts,
     is_local,
     leading_messages,
@@ -32,8 +33,6 @@ _GIVEN_COST = 50
 _TOOLS_BYTES = 32 << 20
 _TOOLS_COST = 8
 """About how many bytes a byte of tools takes, with its values and texts."""
-
-_EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 
 class Templates:
@@ -104,7 +103,7 @@ class Templates:
         `_probe_disabled_thinking_effort`).
         """
         none = self._probe("none")
-        if none is None or any(self._probe(effort) == none for effort in _EFFORTS):
+        if none is None or any(self._probe(effort) == none for effort in EFFORTS):
             return "low"
         return "none"
 
@@ -171,9 +170,8 @@ class Rendering:
             messages = list(chain.from_iterable(items))
         else:
             decoded = self.chat.messages.decoded()
-            if self._merges_system and (texts := inline_system_texts(decoded)):
-                first = leading[0]["content"] if leading else ""
-                leading = [{"role": "system", "content": first + "".join(texts)}]
+            if self._merges_system:
+                leading = leading_messages(self.chat, inline_system_texts(decoded))
             chat = to_chat(self.chat.dialect, decoded, self._merges_system)
             messages = normalise_messages(chat, parts, media)
         messages = normalise_messages(leading, parts) + messages

@@ -5,18 +5,19 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from extproc.errors import ConfigError, Unroutable
 from extproc.prompt.blocks import block_keys
 from extproc.prompt.dialects import ToolsChanged, settle_tools
 from extproc.prompt.harmony import Harmony
-from extproc.prompt.modelfiles import is_gpt_oss, read_templates
+from extproc.prompt.mistral import Mistral
+from extproc.prompt.modelfiles import TokenizerMode, is_gpt_oss, mistral_file, read_templates
 from extproc.prompt.pieces import NO_IDS, Node, PieceMemo, root_node, safe_cuts
 from extproc.prompt.rawarray import RawArray
 from extproc.prompt.renderer import Rendering, Templates
 from extproc.prompt.template import ChatTemplate
-from extproc.prompt.tokenizer import PROBE, Tokenizer
+from extproc.prompt.tokenizer import PROBE, TextTokenizer, Tokenizer
 from extproc.prompt.trials import trial_chats
 from extproc.prompt.turns import CHECKS, Counts, TurnMemo
 from extproc.prompt.types import Chain, Chat, Prompt
@@ -38,6 +39,22 @@ _MEDIA = "HOMING:MEDIUM"
 """Marks where the first medium is; that a client writes it too only makes its chain shorter."""
 
 
+class ChatEncoder(Protocol):
+    """Chats → ids where no template is rendered: the model's own library does it."""
+
+    def encode_chat(self, chat: Chat, merges_system: bool, whole: bool = True) -> TokenIds:
+        """The ids of a chat's prompt. Raises Unroutable where there are none.
+
+        merges_system: whether Anthropic's inline system messages move to the front.
+        whole: raise Unroutable("media") where ids are unknown from some point on; else the ids up
+            to there.
+        """
+
+    @property
+    def memo_size(self) -> int:
+        """About how many bytes it remembers now."""
+
+
 class ServedModel:
     """One model as its engines see it. Thread-safe; made by `load`.
 
@@ -47,18 +64,18 @@ class ServedModel:
     def __init__(
         self,
         name: str,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         templates: Mapping[str, ChatTemplate],
         memo_bytes: int = _MEMO_BYTES,
         message_prefixes: bool = True,
-        harmony: Harmony | None = None,
+        chats: ChatEncoder | None = None,
         trust_request_template: bool = False,
     ) -> None:
         self.name = name
-        self._harmony = harmony
+        self._chats = chats
         self._tokenizer = tokenizer
         self._templates = Templates(templates, trust_request_template)
-        cut = self._cut = _best_cut(tokenizer, self._templates)
+        cut = self._cut = None if chats else _best_cut(tokenizer, self._templates)
         self._opening = _opening(tokenizer)
         self._pieces = PieceMemo(cut, tokenizer.encode_pieces, memo_bytes // 2)
         self._turns = None
@@ -77,36 +94,44 @@ class ServedModel:
         message_prefixes: bool = True,
         now: Callable[[], datetime] = datetime.now,
         trust_request_template: bool = False,
+        mode: TokenizerMode = "auto",
     ) -> "ServedModel":
         """Read the model's files; blocks for about a second.
 
         tokenizer: a directory with tokenizer.json, and beside it tokenizer_config.json,
-            chat_template.jinja and config.json where there are any.
+            chat_template.jinja and config.json where there are any; or with a file of Mistral's.
         chat_template: a file that takes the place of the model's own.
         memo_bytes: the bound of what is remembered of prompts; 0 remembers nothing.
         message_prefixes: whether a known turn may spare its rendering (see turns.py).
         now: the engine's clock, for templates that write the date; without a time zone, as there.
         trust_request_template: whether a template that a request brings is rendered, in the
             sandbox; only for engines that do so (vLLM's `--trust-request-chat-template`).
+        mode: whose files are read, as vLLM's `--tokenizer-mode` (see `mistral_file`).
 
         Raises ConfigError that names the file and what is wrong with it.
         """
         if not tokenizer.is_dir():
             raise ConfigError(f"{tokenizer}: not a directory")
-        templates = read_templates(tokenizer, chat_template, now)
-        harmony = None
-        if is_gpt_oss(tokenizer):
-            try:
-                harmony = Harmony(now)
-            except ImportError:
-                raise ConfigError(f"{tokenizer}: gpt-oss needs homing[harmony]") from None
+        own = mistral_file(tokenizer, mode)
+        templates = {} if own else read_templates(tokenizer, chat_template, now)
+        texts: TextTokenizer
+        chats: ChatEncoder | None
+        try:
+            if own is not None:
+                texts = chats = Mistral(own, memo_bytes)
+            else:
+                chats = Harmony(now) if is_gpt_oss(tokenizer) else None
+                texts = Tokenizer(tokenizer / "tokenizer.json")
+        except ImportError:
+            extra = "harmony" if own is None else "mistral"
+            raise ConfigError(f"{tokenizer}: needs homing[{extra}]") from None
         return cls(
             name,
-            Tokenizer(tokenizer / "tokenizer.json"),
+            texts,
             templates,
             memo_bytes,
             message_prefixes,
-            harmony,
+            chats,
             trust_request_template,
         )
 
@@ -118,7 +143,9 @@ class ServedModel:
     @property
     def memo_size(self) -> int:
         """About how many bytes the memos hold now."""
-        return self._pieces.size + (self._turns.size if self._turns else 0)
+        turns = self._turns.size if self._turns else 0
+        chats = self._chats.memo_size if self._chats else 0
+        return self._pieces.size + turns + chats
 
     def render(self, chat: Chat) -> str:
         """The text of a chat's prompt. Raises Unroutable where there is no template or it fails."""
@@ -128,11 +155,11 @@ class ServedModel:
         """The ids of each prompt of the request, as the engine computes them, without memos."""
         return _settled(self._token_ids, prompt)
 
-    def _token_ids(self, prompt: Prompt) -> tuple[TokenIds, ...]:
+    def _token_ids(self, prompt: Prompt, whole: bool = True) -> tuple[TokenIds, ...]:
         content = prompt.content
         if isinstance(content, Chat):
-            if self._harmony:
-                return (self._harmony.encode(content, self._templates.merges_system),)
+            if self._chats:
+                return (self._chats.encode_chat(content, self._templates.merges_system, whole),)
             return (self._tokenizer.encode(self.render(content), content.add_special_tokens),)
         return tuple(
             self._tokenizer.encode(item, content.add_special_tokens)
@@ -160,13 +187,13 @@ class ServedModel:
         self, prompt: Prompt, root: BlockKey, block_size: int, stages: Stages
     ) -> tuple[Chain, ...]:
         content = prompt.content
-        if isinstance(content, Chat) and not self._harmony:
+        if isinstance(content, Chat) and not self._chats:
             opening = self._opening if content.add_special_tokens else NO_IDS
             if opening is not None:
                 base = root_node(root, block_size, opening)
                 return (self._encode_chat(content, base, block_size, stages),)
         with stages.stage("tokenize"):
-            prompts = self._token_ids(prompt)
+            prompts = self._token_ids(prompt, whole=False)
         with stages.stage("hash"):
             return tuple(
                 Chain(block_keys(ids, root, block_size), len(ids) // TOKEN_BYTES) for ids in prompts
@@ -232,14 +259,14 @@ def _settled(read: Callable[[Prompt], _T], prompt: Prompt) -> _T:
         return read(replace(prompt, content=settle_tools(prompt.content)))
 
 
-def _opening(tokenizer: Tokenizer) -> TokenIds | None:
+def _opening(tokenizer: TextTokenizer) -> TokenIds | None:
     """The few ids that begin a prompt with special tokens; None where that is not all they are."""
     plain, whole = (tokenizer.encode(PROBE, special) for special in (False, True))
     opening = TokenIds(whole.removesuffix(plain))
     return opening if opening + plain == whole and len(opening) <= _MOST_OPENING else None
 
 
-def _best_cut(tokenizer: Tokenizer, templates: Templates) -> str | None:
+def _best_cut(tokenizer: TextTokenizer, templates: Templates) -> str | None:
     """The token that cuts chats into the most pieces."""
     roles = ("user", "assistant", "user", "assistant", "user")
     chat = Chat(RawArray.of([{"role": role, "content": "x"} for role in roles]))

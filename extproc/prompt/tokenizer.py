@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import fastokens
 import tokenizers
@@ -29,6 +29,25 @@ PROBE = (
     "👍🏽👩‍👩‍👧‍👦🇩🇪❤️‍🔥 \u0000\u0007\u007f <s></s><unk><think></think> a\n\n\nb"
 )
 """All scripts, marks, emoji, runs of blanks and control characters."""
+
+
+class TextTokenizer(Protocol):
+    """Texts ↔ ids, as a model's engine computes them. Thread-safe.
+
+    source: the text of tokenizer.json, "" where the model has none.
+    """
+
+    @property
+    def source(self) -> str: ...  # noqa: D102
+
+    def encode(self, text: str, add_special_tokens: bool) -> TokenIds:
+        """Ids of a text. Raises Unroutable where it cannot be tokenized."""
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Ids of each text, as part of a prompt. Raises Unroutable as `encode` does."""
+
+    def decode(self, ids: TokenIds) -> str:
+        """Text of ids, special tokens left out."""
 
 
 class Tokenizer:

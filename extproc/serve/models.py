@@ -35,7 +35,8 @@ class _Files:
     @classmethod
     def of(cls, model: config.Model) -> "_Files":
         listed = model.chat_template
-        files = [file for kind in ("*.json", "*.jinja") for file in model.tokenizer.glob(kind)]
+        kinds = ("*.json", "*.jinja", "tokenizer.model*")
+        files = [file for kind in kinds for file in model.tokenizer.glob(kind)]
         files += [listed] if listed is not None else []
         stamps = tuple((file, stamp(file)) for file in sorted(files))
         return cls(model.model_copy(update={"aliases": (), "adapters": ()}), stamps)
