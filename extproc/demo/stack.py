@@ -23,6 +23,7 @@ from typing import Any, Self
 from ruamel.yaml import YAML
 
 from extproc.demo.engine import EngineSettings
+from extproc.demo.prefix_cache import RESERVED_BLOCKS
 from extproc.demo.processes import Process, StackError, stop
 
 HOST = "127.0.0.1"
@@ -40,6 +41,7 @@ class Stack:
     """N engines, Homing and Envoy on free loopback ports.
 
     engine: what all engines have in common; names and ports are given here.
+    kv_events: whether the engines publish KV-cache events, and Homing follows them.
     request_body_mode: of Envoy, `BUFFERED` or `FULL_DUPLEX_STREAMED`.
     config: further top-level keys of Homing's configuration, over the ones made here.
     envoy: also keys of its section `envoy`.
@@ -59,18 +61,23 @@ class Stack:
         engines: int = 3,
         *,
         engine: EngineSettings | None = None,
+        kv_events: bool = False,
         request_body_mode: str = "BUFFERED",
         config: Mapping[str, Any] | None = None,
         envoy: Mapping[str, Any] | None = None,
         folder: Path | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        listen, admin, envoy_listen, envoy_admin, *ports = _free_ports(4 + engines)
+        listen, admin, envoy_listen, envoy_admin, *ports = _free_ports(4 + 3 * engines)
         common = engine or EngineSettings()
-        self.engines = {
-            f"engine-{number}": replace(common, name=f"engine-{number}", host=HOST, port=port)
-            for number, port in enumerate(ports, 1)
-        }
+        self._kv_events = kv_events
+        self.engines = {}
+        for number in range(1, engines + 1):
+            port, events, replay = ports[3 * number - 3 : 3 * number]
+            named = replace(common, name=f"engine-{number}", host=HOST, port=port)
+            if kv_events:
+                named = replace(named, kv_events_port=events, kv_events_replay_port=replay)
+            self.engines[named.name] = named
         self.model = common.model
         self.block_size = common.block_size
         self.url = f"http://{HOST}:{envoy_listen}"
@@ -194,15 +201,20 @@ class Stack:
             "name": "demo",
             "block_size": common.block_size,
             "models": [{"name": common.model, "tokenizer": str(common.tokenizer.resolve())}],
-            "instances": [
-                {
-                    "endpoint": f"{HOST}:{settings.port}",
-                    "name": name,
-                    "capacity_blocks": settings.blocks,
-                }
-                for name, settings in self.engines.items()
-            ],
+            "instances": [self._instance(settings) for settings in self.engines.values()],
+            **({"events": {}} if self._kv_events else {}),
         }
+
+    def _instance(self, settings: EngineSettings) -> dict[str, Any]:
+        listed: dict[str, Any] = {
+            "endpoint": f"{HOST}:{settings.port}",
+            "name": settings.name,
+            "capacity_blocks": settings.blocks - RESERVED_BLOCKS,
+        }
+        if self._kv_events:
+            ports = {"port": settings.kv_events_port, "replay_port": settings.kv_events_replay_port}
+            listed["events"] = ports
+        return listed
 
 
 def _free_ports(count: int) -> list[int]:
