@@ -80,8 +80,11 @@ class Admin:
 
     async def _readyz(self, _: web.Request) -> web.Response:
         if self._ready():
-            return web.Response(text="ok\n")
-        return web.Response(status=503, text="not ready: models are loading, or draining\n")
+            cold = [pool.name for pool in self._pools() if not pool.log.warm(pool.name)]
+            # Serving all the same: what it does not know costs prefill, not requests.
+            said = f"ok, but cold, its log was not read yet: {', '.join(cold)}" if cold else "ok"
+            return web.Response(text=f"{said}\n")
+        return web.Response(status=503, text="not ready: models or the index are loading, or draining\n")
 
     async def _scrape(self, _: web.Request) -> web.Response:
         # A pool that a reload took away has no numbers, nor has a state that no stream is in.
