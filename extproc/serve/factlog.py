@@ -11,7 +11,7 @@ def fact_log(settings: config.Log, metrics: Metrics) -> FactLog:
     if isinstance(settings, config.EtcdLog):
         try:
             from extproc.log.etcd import EtcdLog
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ConfigError(
                 f"log.kind: etcd needs {error.name}; install it: pip install 'homing[etcd]'"
             ) from None
