@@ -25,7 +25,7 @@ _Object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def without_report_mode(body: bytes) -> bytes | None:
-    """The body without the field; None where it has none, or is no JSON object.
+    """The body without the field; None where it has none, or is no JSON object (NaN is none).
 
     Never raises. 20 µs for 400 KB without a sign of it, else about a millisecond.
     """

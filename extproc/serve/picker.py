@@ -25,6 +25,7 @@ from extproc.serve.placed import Placed
 from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
 from extproc.serve.rename import Renamed, Renamer
+from extproc.serve.report_mode import ReportModes
 from extproc.serve.responses import PATH, Answerer, Responses
 from extproc.serve.subset import eligible
 from extproc.stages import Stages
@@ -72,6 +73,7 @@ class Picker:
         self._models_endpoint = models_endpoint
         self._conformance = conformance
         self._renamer = Renamer(pools, metrics)
+        self._report_modes = ReportModes(pools, metrics)
         self._watching = watching
         self._path_prefix = path_prefix
         self._responses = Responses()
@@ -92,18 +94,20 @@ class Picker:
         if self._models_endpoint and asks_for_models(request):
             self._metrics.replies.labels("models").inc()
             return list_models(self._pools())
+        rewritten: Request | None = None
         renamed: Renamed | None = None
         try:
-            renamed = await self._renamer.rename(request)
+            rewritten = await self._report_modes.remove(request)
+            renamed = await self._renamer.rename(rewritten or request)
         except Exception as fault:
-            self._fault("rename", fault)
-        if renamed is None:
-            return await self._route(request, beyond)
-        outcome = await self._route(renamed.request, beyond)
-        if not isinstance(outcome, tuple):
+            self._fault("rewrite", fault)
+        if renamed is not None:
+            rewritten = renamed.request
+        outcome = await self._route(rewritten or request, beyond)
+        if rewritten is None or not isinstance(outcome, tuple):
             return outcome
         pick, placed = outcome
-        return renamed.finish(pick), placed
+        return renamed.finish(pick) if renamed else replace(pick, body=rewritten.body), placed
 
     async def _route(
         self, request: Request, beyond: str | None
