@@ -152,7 +152,7 @@ def _sections(file: BinaryIO) -> Iterator[tuple[Section, list[bytes]]]:
             if mark.pools != pools or file.read(1):
                 raise BadSnapshot("it goes on after its end")
             return
-        pieces = []
+        pieces: list[bytes] = []
         while piece := _frame(file):
             unseal(len(pieces), piece)
             pieces.append(piece)

@@ -16,11 +16,12 @@ behind it, another cluster) calls `reload`: the subscriber forgets everything, a
 the facts after the call build it again. After `close`, `append` raises `LogClosedError`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from extproc.errors import HomingError, PeerViolation
 from extproc.index import Fact
+from extproc.terms import InstanceId
 
 Apply: TypeAlias = Callable[[int, Fact], None]
 """Fold one fact; the number is its revision: rising, not gapless. Must not raise."""
@@ -61,6 +62,26 @@ class Snapshots(Protocol):
         """
 
 
+class LoadParty(Protocol):
+    """One replica's side of what the replicas of a pool tell each other of their load.
+
+    Loads are (uncached tokens waiting, requests in flight) by instance.
+    """
+
+    @property
+    def changes(self) -> int:
+        """Another number when there is something new to tell."""
+
+    def own(self) -> Mapping[InstanceId, tuple[float, int]]:
+        """What this replica has in flight."""
+
+    def report(self, replica: str, loads: Mapping[InstanceId, tuple[float, int]] | None) -> None:
+        """Another replica has this in flight, and nothing else; None: it is gone."""
+
+    def heard(self) -> None:
+        """What did not change still holds: the others can be heard."""
+
+
 class FactLog(Protocol):
     """The facts of all pools, in order within each."""
 
@@ -97,6 +118,12 @@ class FactLog(Protocol):
         """Write facts in this order; returns their ticket (rising, from 1). Never blocks.
 
         Raises LogClosedError after `close`.
+        """
+
+    def share(self, pool: str, party: LoadParty) -> None:
+        """Let the pool's replicas know of each other's load; alone, there is nothing to tell.
+
+        A replica tells at most 5 times a second, and only what changed. Its load ends with it.
         """
 
     async def open(self) -> None:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from extproc.index import Fact
-from extproc.log.interface import Apply, LogClosedError, Reload, Snapshots
+from extproc.log.interface import Apply, LoadParty, LogClosedError, Reload, Snapshots
 
 
 class MemoryLog:
@@ -32,7 +32,7 @@ class MemoryLog:
         """The latest ticket that was folded."""
         return self._folded.get(pool, 0)
 
-    def secret(self, pool: str) -> bytes:
+    def secret(self, pool: str) -> bytes | None:
         """Known from the start, another one in each process."""
         return self._secret
 
@@ -62,6 +62,9 @@ class MemoryLog:
         if not self._folding:
             self._fold()
         return ticket
+
+    def share(self, pool: str, party: LoadParty) -> None:
+        """There is nobody else."""
 
     async def open(self) -> None:
         """Nothing to load."""

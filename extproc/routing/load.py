@@ -182,6 +182,10 @@ class LoadLedger:
 
     # Other replicas
 
+    def elsewhere(self, now: float) -> int:
+        """Requests that the other replicas have in flight in the whole pool, as far as is known."""
+        return round(self._trust(now) * sum(q.others_in_flight for q in self._queues.values()))
+
     def own(self, now: float, rate: float) -> dict[InstanceId, Load]:
         """What this replica has to report: instances where it has something in flight."""
         report = {}
@@ -223,11 +227,6 @@ class LoadLedger:
     def heard(self, now: float) -> None:
         """The way that reports come by works: replicas that said nothing have nothing new."""
         self._heard = max(self._heard, now)
-
-    @property
-    def replicas(self) -> frozenset[str]:
-        """Other replicas that have something in flight."""
-        return frozenset(self._reports)
 
     def _queue(self, instance: InstanceId, now: float, rate: float) -> _Queue:
         queue = self._queues.get(instance)

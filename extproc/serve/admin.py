@@ -84,7 +84,9 @@ class Admin:
             # Serving all the same: what it does not know costs prefill, not requests.
             said = f"ok, but cold, its log was not read yet: {', '.join(cold)}" if cold else "ok"
             return web.Response(text=f"{said}\n")
-        return web.Response(status=503, text="not ready: models or the index are loading, or draining\n")
+        return web.Response(
+            status=503, text="not ready: models or the index are loading, or draining\n"
+        )
 
     async def _scrape(self, _: web.Request) -> web.Response:
         # A pool that a reload took away has no numbers, nor has a state that no stream is in.
@@ -92,20 +94,22 @@ class Admin:
         for state, count in self._processor.states().items():
             self._metrics.streams.labels(state).set(count)
         metrics = self._metrics
-        by_pool = (metrics.in_flight, metrics.index_blocks)
+        by_pool = (metrics.in_flight, metrics.in_flight_elsewhere, metrics.index_blocks)
         digest = (metrics.index_digest, metrics.index_digest_revision)
         by_reason = (metrics.index_evicted, metrics.index_refused)
         for gauge in (*by_pool, *digest, *by_reason):
             gauge.clear()
         for pool in self._pools():
             stats = pool.index.stats()
-            for gauge, value in zip(by_pool, (pool.load.in_flight, stats.held), strict=True):
+            load = pool.load
+            counts = (load.in_flight, load.elsewhere(monotonic()), stats.held)
+            for gauge, value in zip(by_pool, counts, strict=True):
                 gauge.labels(pool.name).set(value)
             for revision, value in pool.digests.recent()[-1:]:
                 metrics.index_digest.labels(pool.name).set(value >> DIGEST_SHIFT)
                 metrics.index_digest_revision.labels(pool.name).set(revision)
-            for gauge, counts in zip(by_reason, (stats.evicted, stats.refused), strict=True):
-                for reason, count in counts.items():
+            for gauge, found in zip(by_reason, (stats.evicted, stats.refused), strict=True):
+                for reason, count in found.items():
                     gauge.labels(pool.name, reason).set(count)
         return web.Response(
             body=generate_latest(self._metrics.registry),

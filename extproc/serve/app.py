@@ -8,6 +8,7 @@ from extproc import __version__, config
 from extproc.index import Bounds, PrefixIndex
 from extproc.log import IndexSnapshots
 from extproc.log.pending import Pending
+from extproc.prompt import ServedModel
 from extproc.routing import Utilisation
 from extproc.serve.admin import Admin
 from extproc.serve.digests import Digests
@@ -22,6 +23,7 @@ from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
 from extproc.serve.process import Processor
 from extproc.serve.server import Server
+from extproc.serve.shared_load import SharedLoad
 from extproc.serve.tls import ServerTls
 from extproc.stream import BodyMode, StreamSettings
 from extproc.telemetry import Metrics, OtlpTracer
@@ -46,7 +48,7 @@ class App:
         self._idle: asyncio.Future[None] | None = None
         self._events: asyncio.Future[None] | None = None
         self._known: dict[str, Pool] = {}
-        self._models = Models()
+        self._models = Models(self._model_arrived, self.metrics)
         # Requests that come while the models are loaded are routed by load.
         self.pools = [self._configured(listed) for listed in settings.pools]
         self._lookup = Pools(self.pools, settings.pool_header)
@@ -119,13 +121,23 @@ class App:
         for pool in pools:
             pool.enrol()
             pool.models = {
-                name: models[listed.name] for listed in pool.config.models for name in listed.names
+                name: models[listed.name]
+                for listed in pool.config.models
+                if listed.name in models
+                for name in listed.names
             }
         self.pools = pools
         self._lookup = Pools(pools, settings.pool_header)
         self.settings = self.settings.model_copy(
             update={key: getattr(settings, key) for key in RELOADED}
         )
+
+    def _model_arrived(self, name: str, model: ServedModel) -> None:
+        """A model that is on a hub is here now, or is another one."""
+        for pool in self.pools:
+            for listed in pool.config.models:
+                if listed.name == name:
+                    pool.models = pool.models | dict.fromkeys(listed.names, model)
 
     def _configured(self, listed: config.Pool) -> Pool:
         """The pool of this name, as listed now: one that was gone comes back under its log."""
@@ -138,6 +150,7 @@ class App:
             log.subscribe(name, digests.apply, digests.reset, snapshots)
             pool = Pool(listed, log, index, digests, Utilisation(monotonic()), Pending(bounds))
             self._known[name] = pool
+            log.share(name, SharedLoad(pool.load, lambda: pool.config.prefill_rate))
         pool.configure(listed)
         pool.take_secret()
         return pool
@@ -150,6 +163,7 @@ class App:
     async def stop(self) -> None:
         """End now, in order; requests that are still open are cut."""
         self.ready = False
+        self._models.close()
         if self._idle:
             self._idle.cancel()
         if self._events:

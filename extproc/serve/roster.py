@@ -35,7 +35,10 @@ class Roster:
         keeps what it is known to hold. Another endpoint or block size under the same name is a new
         instance.
         """
-        wanted = {name: Member(*rest) for name, *rest in listed}
+        wanted = {
+            name: Member(endpoint, block_size, capacity)
+            for name, endpoint, block_size, capacity in listed
+        }
         facts: list[Fact] = [Left(name) for name in self._known if name not in wanted]
         for name, member in wanted.items():
             known = self._known.get(name)

@@ -114,6 +114,12 @@ class Metrics:
         self.in_flight = Gauge(
             "homing_in_flight", "Requests routed and not ended.", ["pool"], registry=registry
         )
+        self.in_flight_elsewhere = Gauge(
+            "homing_in_flight_elsewhere",
+            "Requests that the other replicas say they have in flight.",
+            ["pool"],
+            registry=registry,
+        )
         self.index_blocks = Gauge(
             "homing_index_blocks",
             "Blocks that the index believes held, over all instances.",

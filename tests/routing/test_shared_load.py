@@ -39,7 +39,7 @@ def test_a_report_stands_in_place_of_the_one_before_it() -> None:
     ledger.report("other", {B: Load(10.0, 1)}, now=0.0, rate=RATE)
     assert ledger.of(A, 0.0, RATE) == (0.0, 0)
     assert ledger.of(B, 0.0, RATE) == (10.0, 1)
-    assert ledger.replicas == {"other"}
+    assert ledger.elsewhere(0.0) == 1
 
 
 def test_the_load_of_a_replica_that_has_gone_goes_with_it() -> None:
@@ -50,7 +50,7 @@ def test_the_load_of_a_replica_that_has_gone_goes_with_it() -> None:
     ledger.forget("one")
     ledger.forget("one")
     assert ledger.of(A, 0.0, RATE) == (130.0, 2)
-    assert ledger.replicas == {"two"}
+    assert ledger.elsewhere(0.0) == 1
     ledger.forget("two")
     assert ledger.of(A, 0.0, RATE) == (100.0, 1)
 
@@ -87,6 +87,7 @@ def test_reports_fade_when_the_way_they_come_by_falls_silent_and_return_with_it(
     ledger.report("other", {A: Load(1e6, 8)}, now=0.0, rate=0.0)
     assert ledger.of(A, FRESH_S, 0.0) == (1e6, 8)
     assert ledger.of(A, (FRESH_S + STALE_S) / 2, 0.0) == (5e5, 4)
+    assert ledger.elsewhere((FRESH_S + STALE_S) / 2) == 4
     assert ledger.of(A, STALE_S, 0.0) == (0.0, 0)
     ledger.heard(STALE_S + 1)
     assert ledger.of(A, STALE_S + 2, 0.0) == (1e6, 8)
@@ -171,5 +172,5 @@ def test_every_load_returns_to_zero_when_all_have_ended_and_left(
     tell(ledgers, now)
     for ledger in ledgers:
         assert ledger.of(A, now, RATE) == ledger.of(B, now, RATE) == (0.0, 0)
-        assert ledger.replicas == set()
+        assert ledger.elsewhere(now) == 0
         assert ledger._queues == {}

@@ -16,7 +16,7 @@ from extproc.log.etcd.session import Seat, Session
 from extproc.log.etcd.snapshotter import Snapshotter
 from extproc.log.etcd.state import PoolMetrics, PoolState
 from extproc.log.etcd.writer import Writer
-from extproc.log.interface import Apply, LogClosedError, Reload, Snapshots
+from extproc.log.interface import Apply, LoadParty, LogClosedError, Reload, Snapshots
 from extproc.telemetry import Metrics
 
 logger = logging.getLogger("homing.log")
@@ -61,8 +61,12 @@ class EtcdLog:
         return self._seats[pool].state.warm.is_set()
 
     def seat(self, pool: str) -> Seat:
-        """Where the pool's replicas tell each other what they have in flight."""
+        """The pool's place among the replicas, for tests."""
         return self._seats[pool]
+
+    def share(self, pool: str, party: LoadParty) -> None:
+        """Let the other replicas know of the pool's load, and it of theirs."""
+        self._seats[pool].party = party
 
     def subscribe(
         self,
@@ -145,7 +149,6 @@ class EtcdLog:
         client, session, state = self._client, self._session, seat.state
         metrics = PoolMetrics(self._metrics, pool)
         session.seats.append(seat)
-        seat.changed.set()
         self._start(Follower(client, state, metrics).run())
         self._start(Writer(client, state, metrics).run())
         self._start(session.lead(seat))

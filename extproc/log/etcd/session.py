@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import aclosing, suppress
 from functools import partial
 from time import monotonic
@@ -16,7 +15,9 @@ from extproc.log.etcd.client import CALL_TIMEOUT_S, Away, Client, Connection
 from extproc.log.etcd.reading import pages
 from extproc.log.etcd.retries import Backoff
 from extproc.log.etcd.state import PoolState
+from extproc.log.interface import LoadParty
 from extproc.log.records import RECORD_VERSION
+from extproc.terms import InstanceId
 from proto_gen import factlog_pb2 as pb
 
 logger = logging.getLogger("homing.log")
@@ -33,21 +34,38 @@ PARTIAL_S = 60.0
 SPEAK_S = 0.2
 """Least time between two notes about one pool."""
 
+MOST_TOLD = 4096
+"""Instances of one note; those beyond are left out."""
+
 
 class Seat:
-    """One pool's place in the session: the note about it, and its lead.
+    """One pool's place in the session: what is told about it, and its lead.
 
-    note: what the others are to know. led: the revision at which it took the lead; None where it
-    does not lead. others: the notes of the other live replicas.
+    party: whose load the others are told, and who is told theirs; None for nobody. led: the
+    revision at which it took the lead; None where it does not lead. others: the newest record
+    version that each of the other live replicas reads.
     """
 
     def __init__(self, state: PoolState) -> None:
         self.state = state
-        self.note = pb.Replica(version=RECORD_VERSION)
-        self.others: dict[int, pb.Replica] = {}
-        self.changed = asyncio.Event()
-        self.heard: Callable[[], None] = lambda: None
+        self.others: dict[int, int] = {}
+        self.party: LoadParty | None = None
         self.led: int | None = None
+
+    @property
+    def changes(self) -> int:
+        """Another number when there is something new to tell."""
+        return self.party.changes if self.party is not None else 0
+
+    def note(self) -> pb.Replica:
+        """What the others are to know now."""
+        note = pb.Replica(version=RECORD_VERSION)
+        if self.party is not None:
+            for name, (waiting, requests) in self.party.own().items():
+                note.instances.add(
+                    instance=name, requests=requests, waiting_tokens=max(round(waiting), 0)
+                )
+        return note
 
     def hear(self, writer: int, note: pb.Replica | None) -> None:
         """Another replica said something, or is gone."""
@@ -56,10 +74,15 @@ class Seat:
         if note is None:
             self.others.pop(writer, None)
         else:
-            self.others[writer] = note
-        versions = [one.version for one in self.others.values() if one.version]
-        self.state.version = min([RECORD_VERSION, *versions])
-        self.heard()
+            self.others[writer] = note.version
+        self.state.version = min([RECORD_VERSION, *filter(None, self.others.values())])
+        if self.party is not None:
+            self.party.report(f"{writer:016x}", None if note is None else _loads(note))
+
+    def reached(self) -> None:
+        """Who said nothing has nothing new to say."""
+        if self.party is not None:
+            self.party.heard()
 
 
 class Session:
@@ -110,8 +133,6 @@ class Session:
                 lambda c: c.lease.grant(LEASE_S, timeout=CALL_TIMEOUT_S)
             )
             self._lease = answer.ID
-            for seat in self.seats:
-                seat.changed.set()
         self._granted = asked
 
     async def _keep_alive(self, connection: Connection) -> bool:
@@ -156,24 +177,21 @@ class Session:
             seat.led = held[0].create_revision
 
     async def speak(self, seat: Seat) -> None:
-        """Write the pool's note whenever it changed, until cancelled."""
+        """Write what is to be told about the pool whenever it changed, until cancelled."""
         backoff = Backoff()
+        told: tuple[int, int] | None = None
         while True:
-            await seat.changed.wait()
-            if not self._lease:
-                await asyncio.sleep(SPEAK_S)
-                continue
-            seat.changed.clear()
-            key, note, lease = seat.state.keys.replica(self._writer), seat.note, self._lease
-            data = note.SerializeToString()
-            try:
-                await self._client.call(partial(_put, key, data, lease))
-            except Away:
-                seat.changed.set()
-                await backoff.wait()
-            else:
-                backoff.reset()
-                await asyncio.sleep(SPEAK_S)
+            lease, changes = self._lease, seat.changes
+            if lease and (lease, changes) != told:
+                key, data = seat.state.keys.replica(self._writer), seat.note().SerializeToString()
+                try:
+                    await self._client.call(partial(_put, key, data, lease))
+                except Away:
+                    await backoff.wait()
+                else:
+                    backoff.reset()
+                    told = lease, changes
+            await asyncio.sleep(SPEAK_S)
 
     async def listen(self, seat: Seat) -> None:
         """Keep up with what the other replicas say, until cancelled."""
@@ -200,6 +218,7 @@ class Session:
             seat.hear(gone, None)
         for writer, note in found.items():
             seat.hear(writer, note)
+        seat.reached()
         async with (
             self._client.using() as connection,
             aclosing(connection.watch(prefix, revision + 1)) as responses,
@@ -209,6 +228,7 @@ class Session:
                     value = event.kv.value if event.type == 0 else None
                     if (said := _read(prefix, event.kv.key, value)) is not None:
                         seat.hear(said[0], said[1] if value is not None else None)
+                seat.reached()
 
 
 async def _put(key: bytes, data: bytes, lease: int, connection: Connection) -> None:
@@ -218,6 +238,11 @@ async def _put(key: bytes, data: bytes, lease: int, connection: Connection) -> N
 def _may_lead(state: PoolState) -> bool:
     """Who lacks what a snapshot had leaves the lead to those who do not, for a while."""
     return state.warm.is_set() and (state.whole or monotonic() - state.partial_since > PARTIAL_S)
+
+
+def _loads(note: pb.Replica) -> dict[InstanceId, tuple[float, int]]:
+    told = note.instances[:MOST_TOLD]
+    return {InstanceId(one.instance): (float(one.waiting_tokens), one.requests) for one in told}
 
 
 def _read(prefix: bytes, key: bytes, value: bytes | None) -> tuple[int, pb.Replica] | None:
