@@ -63,6 +63,17 @@ class Replica:
         """Of a metric."""
         return self.metrics.registry.get_sample_value(name, {"pool": POOL, **labels}) or 0.0
 
+    async def get(self, key: bytes) -> bytes:
+        """What etcd has there."""
+        assert self.log._client is not None
+        answer = await self.log._client.call(lambda c: c.kv.get(key))
+        return bytes(answer.kvs[0].value)
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Write over the log's head."""
+        assert self.log._client is not None
+        await self.log._client.call(lambda c: c.kv.put(key, value))
+
     async def settled(self) -> None:
         """Wait until all that was appended came back."""
         ticket = self.append()

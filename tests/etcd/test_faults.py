@@ -1,0 +1,201 @@
+"""What goes wrong with etcd, and that replicas are the same again afterwards."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from extproc.index import Joined
+from tests.etcd.relay import relay
+from tests.etcd.replicas import POOL, Replica, alike, replica, until
+from tests.etcd.server import Cluster, cluster
+from tests.index.chains import A, B, depths, held
+
+
+@pytest.fixture
+async def etcd(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with cluster(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with cluster(tmp_path, members=3) as running:
+        yield running
+
+
+class Turns:
+    """Facts that come all the time, as conversations make them."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self._replicas = replicas
+        self._task: asyncio.Task[None] | None = None
+        self.count = 0
+
+    async def __aenter__(self) -> "Turns":
+        self._replicas[0].append(Joined(A, 16), Joined(B, 16))
+        self._task = asyncio.ensure_future(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            for one in self._replicas:
+                one.append(held(A if self.count % 3 else B, f"{self.count:05d} prompt"))
+                self.count += 1
+            await asyncio.sleep(0.01)
+
+    async def more(self, count: int = 50) -> None:
+        """Wait until there were so many further ones."""
+        wanted = self.count + count
+        await until(lambda: self.count >= wanted)
+
+
+async def all_came_back(*replicas: Replica) -> None:
+    """What every replica appended is in the index of all, which are the same."""
+    for one in replicas:
+        await one.settled()
+    await alike(*replicas)
+    assert all(one.state.outbox.dropped == 0 for one in replicas)
+
+
+async def test_etcd_that_is_killed_and_comes_back(etcd: Cluster) -> None:
+    async with replica(etcd) as one, replica(etcd) as other:
+        async with Turns(one, other) as turns:
+            await turns.more()
+            await etcd.kill()
+            await turns.more(100)
+            await etcd.start()
+            await turns.more()
+        await all_came_back(one, other)
+        prompts = [f"{number:05d} prompt" for number in range(turns.count)]
+        assert all(depths(one.index, prompt) for prompt in prompts)
+
+
+async def test_a_leader_of_etcd_that_is_killed(three: Cluster) -> None:
+    async with replica(three) as one, replica(three) as other:
+        async with Turns(one, other) as turns:
+            await turns.more()
+            await (await three.leader()).kill()
+            await turns.more(300)
+            await three.start()
+        await all_came_back(one, other)
+        prompts = [f"{number:05d} prompt" for number in range(turns.count)]
+        assert all(depths(other.index, prompt) for prompt in prompts)
+
+
+async def test_a_member_that_is_frozen_is_left_for_another(three: Cluster) -> None:
+    async with AsyncExitStack() as stack:
+        replicas = [await stack.enter_async_context(replica(three)) for _ in range(3)]
+        async with Turns(*replicas) as turns:
+            await turns.more()
+            three.members[0].pause()
+            for one in replicas:
+                await one.settled()
+            await turns.more()
+            three.members[0].resume()
+        await all_came_back(*replicas)
+
+
+async def test_a_replica_that_history_has_left_behind_reads_the_snapshot(etcd: Cluster) -> None:
+    async with (
+        relay(etcd.endpoints[0]) as wire,
+        replica(etcd, snapshot_bytes=2000) as one,
+        replica(etcd, endpoints=(wire.endpoint,), snapshot_bytes=1 << 30) as cut,
+    ):
+        await until(lambda: one.number("homing_log_leader"))
+        async with Turns(one, cut) as turns:
+            await turns.more()
+            await wire.cut()
+            await turns.more(200)
+            await until(lambda: one.number("homing_log_snapshots_total", result="written"))
+            await etcd.compact()
+            await wire.mend()
+            await turns.more()
+        await all_came_back(one, cut)
+        assert cut.number("homing_log_reloads_total", reason="compacted") == 1
+        assert one.number("homing_log_reloads_total", reason="compacted") == 0
+
+
+async def test_an_etcd_that_lost_all_its_data_is_filled_anew(tmp_path: Path) -> None:
+    async with cluster(tmp_path / "old") as old, relay(old.endpoints[0]) as wire:
+        there = (wire.endpoint,)
+        async with (
+            replica(old, endpoints=there) as one,
+            replica(old, endpoints=there) as other,
+            Turns(one, other) as turns,
+            cluster(tmp_path / "new") as new,
+        ):
+            await turns.more()
+            secret = one.log.secret(POOL)
+            await wire.cut()
+            wire.member = new.endpoints[0]
+            await wire.mend()
+            await until(lambda: one.number("homing_log_reloads_total", reason="another etcd"))
+            one.append(Joined(A, 16), Joined(B, 16))
+            await turns.more()
+            await turns.stop()
+            await all_came_back(one, other)
+            assert one.log.secret(POOL) == other.log.secret(POOL) == secret
+            assert one.facts
+
+
+async def test_a_record_that_was_tampered_with_is_left_out_by_all_alike(etcd: Cluster) -> None:
+    async with replica(etcd) as one, replica(etcd) as other:
+        one.append(Joined(A, 16), held(A, "xyz"))
+        await one.settled()
+        good = one.state.keys.record(one.state.outbox.writer, 1)
+        value = await one.get(good)
+        for name, what in {
+            "0123456789abcdef/0000000001": "copied",
+            "0123456789abcdef/0000000002": "cut",
+            "not-a-record": "",
+        }.items():
+            data = {"copied": value, "cut": value[:-9], "": b"x"}[what]
+            await one.put(f"/homing/{POOL}/log/{name}", data)
+        other.append(held(A, "xyzuv"))
+        await other.settled()
+        await alike(one, other)
+        async with replica(etcd) as late:
+            await alike(one, late)
+            for each in (one, other, late):
+                assert each.state.fold.rejected == {"checksum": 1, "malformed": 1, "place": 1}
+                assert depths(each.index, "xyzuv") == {"a": 5}
+
+
+async def test_a_log_that_takes_no_more_is_waited_for_and_bounds_the_backlog(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quota = 2 * 1024 * 1024
+    async with (
+        cluster(tmp_path, quota_bytes=quota) as etcd,
+        replica(etcd, backlog_bytes=50_000) as one,
+        replica(etcd) as other,
+    ):
+        one.append(Joined(A, 16), held(A, "before"))
+        await one.settled()
+        while (await etcd.try_ctl("put", "/filler", "x" * 100_000))[0] == 0:
+            pass
+        for number in range(1000):
+            one.append(held(A, f"{number:04d} prompt"))
+        await until(lambda: one.number("homing_log_failures_total", reason="no_space") > 1)
+        assert one.number("homing_log_backlog_bytes") <= 50_000
+        assert one.number("homing_log_dropped_facts") > 0
+        assert depths(one.index, "before") == {"a": 6}
+        said = [record for record in caplog.records if "no_space" in record.getMessage()]
+        assert len(said) == 1
+        await etcd.compact()
+        await etcd.ctl("defrag")
+        await etcd.ctl("alarm", "disarm")
+        await one.settled()
+        await alike(one, other)
+        assert depths(other.index, "0999 prompt") == {"a": 11}
+        assert depths(other.index, "0000 prompt") == {"a": 1}  # later ones begin so
