@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from secrets import token_hex
+from secrets import randbelow, token_hex
 from tempfile import gettempdir
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,9 @@ ENVOY = "envoy"
 
 ENVOY_OPTIONS = ("--log-level", "warning", "--concurrency", "2", "--disable-hot-restart")
 """Two threads, and nothing in shared memory, so that several stacks can run on one machine."""
+
+PORTS = range(12_000, 32_000)
+"""Where servers may listen: below the usual ports of clients (Linux: from 32,768)."""
 
 READY_S = 60.0
 GRACE_S = 5.0
@@ -218,12 +221,19 @@ class Stack:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all different, because all are held until all are found."""
+    """Ports that nobody listens on; all different, because all are held until all are found.
+
+    Not those that the system gives to clients, of which one may be taken before it is needed.
+    """
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
+        ports: list[int] = []
+        while len(ports) < count:
+            each = held.enter_context(socket.socket())
+            port = PORTS.start + randbelow(len(PORTS))
+            with suppress(OSError):
+                each.bind((HOST, port))
+                ports.append(port)
+        return ports
 
 
 def _envoy_binary() -> str:
