@@ -1,7 +1,10 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
+# `make demo REPLICAS=2 LOG=etcd` shows two Homings that share what they know.
 PYTHON ?= python3
 BIN := .venv/bin
 KEEP ?=
+REPLICAS ?=
+LOG ?=
 
 .PHONY: setup demo test test-slow test-vllm lint types check proto clean
 
@@ -14,7 +17,8 @@ setup: .venv/.ready
 	@touch $@
 
 demo: .venv/.ready
-	$(BIN)/homing demo $(if $(KEEP),--keep)
+	$(BIN)/homing demo $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(LOG),--log $(LOG)) \
+	  $(if $(KEEP),--keep)
 
 test: .venv/.ready
 	$(BIN)/pytest

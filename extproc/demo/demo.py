@@ -9,20 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import aiohttp
 from cyclopts import Parameter, validators
 
 from extproc.demo import conversations as script
 from extproc.demo.engine import DEMO_TOKENIZER, EngineSettings
+from extproc.demo.home import judge
 from extproc.demo.player import Turn, play
+from extproc.demo.replicas import alternate
 from extproc.demo.report import Report
 from extproc.demo.stack import Stack
 from extproc.errors import HomingError
-
-HOME_SHARE = 0.9
-"""A turn came home if so much of the full blocks of the prompt before it was cached."""
 
 DECODE_MS = 4.0
 """Less than the engine's default, so that the demo is short. A prefill takes what it takes."""
@@ -40,11 +39,14 @@ def demo(
     engines: Annotated[int, _AtLeastOne] = 3,
     conversations: Annotated[int, _AtLeastOne] = 4,
     turns: Annotated[int, _AtLeastTwo] = 5,
+    replicas: Annotated[int, _AtLeastOne] = 1,
+    log: Literal["memory", "etcd"] = "memory",
     keep: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Show turns coming home: simulated engines, Homing and a real Envoy, all on this machine.
 
     Plays the same conversations twice, through plain round robin and through Homing, and compares.
+    With several replicas it shows turns that alternate between them, and kills one on the way.
     Exit status 0: every later turn found the prompt of the turn before in the cache.
 
     Parameters
@@ -57,17 +59,31 @@ def demo(
         Conversations to play at the same time.
     turns
         Turns of each conversation.
+    replicas
+        Homings to start, behind the one Envoy.
+    log
+        Where the replicas' log is: memory, each its own, or etcd, which is started too.
     keep
         Leave everything running afterwards, until Ctrl-C.
     """
+    if replicas > 1 and log == "memory":
+        print("replicas share what they know through etcd only: add --log etcd", file=sys.stderr)
+        return 2
     report = Report()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     try:
         settings = EngineSettings(tokenizer=tokenizer, decode_ms=DECODE_MS)
-        with Stack(engines, engine=settings, progress=report.progress) as stack:
-            came_home = _compare(stack, conversations, turns, report)
+        with Stack(
+            engines,
+            replicas=replicas,
+            etcd=log == "etcd",
+            engine=settings,
+            progress=report.progress,
+        ) as stack:
+            show = alternate if replicas > 1 else _compare
+            came_home = show(stack, conversations, turns, report)
             if keep:
                 _keep(stack, report)
     except KeyboardInterrupt:
@@ -96,9 +112,7 @@ def _compare(stack: Stack, count: int, turns: int, report: Report) -> bool:
         finally:
             stack.check()  # an error of the client's is explained by the process that ended
     report.comparison(runs)
-    lost = lost_turns(runs[-1][1], stack.block_size)
-    report.verdict(not lost, _sentence(runs[-1][1], lost))
-    return not lost
+    return judge(runs[-1][1], stack.block_size, report)
 
 
 async def _play(
@@ -120,37 +134,6 @@ async def _play(
         heard=heard,
     )
     return played
-
-
-def lost_turns(turns: Sequence[Turn], block_size: int) -> list[tuple[Turn, int]]:
-    """Later turns that did not come home, each with the tokens that it could have hit.
-
-    Those are the full blocks of the prompt of the turn before; the answer before is left out.
-    """
-    by_place = {(turn.conversation, turn.number): turn for turn in turns}
-    lost = []
-    for turn in turns:
-        before = by_place.get((turn.conversation, turn.number - 1))
-        if before is not None:
-            possible = before.prompt_tokens // block_size * block_size
-            if turn.cached_tokens < HOME_SHARE * possible:
-                lost.append((turn, possible))
-    return lost
-
-
-def _sentence(turns: Sequence[Turn], lost: Sequence[tuple[Turn, int]]) -> str:
-    later = sum(turn.number > 1 for turn in turns)
-    if not lost:
-        return (
-            f"Every turn came home: each of the {later} later turns found at least "
-            f"{HOME_SHARE:.0%} of the prompt before it in the cache."
-        )
-    turn, possible = lost[0]
-    return (
-        f"{len(lost)} of {later} later turns did not come home, the first of them turn "
-        f"{turn.number} of “{turn.conversation}”: {turn.cached_tokens:,} of {possible:,} tokens "
-        f"cached on {turn.served}."
-    )
 
 
 def _keep(stack: Stack, report: Report) -> None:

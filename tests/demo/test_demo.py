@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from extproc.demo.conversations import conversations
-from extproc.demo.demo import lost_turns
+from extproc.demo.home import lost_turns
 from extproc.demo.player import Turn, play
 from extproc.demo.report import Report
 from extproc.errors import PeerViolation

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,34 @@ def test_the_demo_brings_every_turn_home_and_beats_round_robin(tmp_path: Path) -
     assert len(re.findall(r"^(?:shop|review|sql) \d ", out, re.MULTILINE)) == 2 * 4 * 5
     assert out.splitlines()[-1].startswith("Every turn came home: each of the 16 later turns")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_turns_that_alternate_between_replicas_come_home_and_so_they_do_when_one_is_killed(
+    tmp_path: Path,
+) -> None:
+    with demo(tmp_path, "--replicas", "2", "--log", "etcd", "--turns", "4") as process:
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    before, killed, after = out.partition("SIGKILL of homing-1\n")
+    assert killed
+    row = re.compile(r"^((?:shop|review|sql) \d) +\d+  (homing-[12]) ", re.MULTILINE)
+    pickers: dict[str, list[str]] = {}
+    for conversation, picker in row.findall(before):
+        pickers.setdefault(conversation, []).append(picker)
+    assert len(pickers) == 4
+    for picked in pickers.values():
+        assert len(picked) == 4
+        assert sum(a != b for a, b in pairwise(picked)) >= 2
+    assert {picker for _, picker in row.findall(after)} == {"homing-2"}
+    assert len(row.findall(after)) == 2 * 4
+    assert out.splitlines()[-1].startswith("Every turn came home: each of the 20 later turns")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replicas_that_share_nothing_are_refused(tmp_path: Path) -> None:
+    with demo(tmp_path, "--replicas", "2") as process:
+        _, err = process.communicate()
+    assert (process.returncode, err.strip()[-14:]) == (2, "add --log etcd")
 
 
 def test_keep_leaves_a_stack_that_answers_until_ctrl_c(tmp_path: Path) -> None:
