@@ -61,6 +61,7 @@ class Pool:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     roster: Roster | None = None
     _shared: bytes | None = None
+    _enrolled: int = 0
 
     @property
     def name(self) -> str:
@@ -138,12 +139,19 @@ class Pool:
             entry.id: listed.capacity_of(entry) * (ASSURED_ROOM if entry.id in self.assured else 1)
             for entry in listed.instances
         }
-        self.append(
-            self.roster.change(
-                (one.id, one.endpoint, listed.block_size, capacities.get(one.id))
-                for one in self.instances
-            )
+        facts = self.roster.change(
+            (one.id, one.endpoint, listed.block_size, capacities.get(one.id))
+            for one in self.instances
         )
+        self._enrolled = self.log.append(self.name, facts)
+
+    def rejoin(self) -> None:
+        """Let instances join again that the log lost since. O(instances)."""
+        settled = self.log.settled(self.name) >= self._enrolled
+        if self.roster is None or not settled or not self.log.warm(self.name):
+            return
+        if not self.index.backlog and (facts := self.roster.lost(self.index)):
+            self._enrolled = self.log.append(self.name, facts)
 
     def view(
         self, eligible: Iterable[Instance], cached: Mapping[InstanceId, int], now: float

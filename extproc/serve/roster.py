@@ -52,3 +52,15 @@ class Roster:
                 facts.append(Capacity(name, Tier.GPU, member.capacity))
         self._known = wanted
         return facts
+
+    def lost(self, index: PrefixIndex) -> list[Fact]:
+        """What is to be written so that those that were written, and that the index has no longer,
+        are there again: the log was emptied, or a replica that does not list them saw them go."""
+        present = {one.name for one in index.instances()}
+        facts: list[Fact] = []
+        for name, member in self._known.items():
+            if name not in present:
+                facts.append(Joined(name, member.block_size, member.endpoint))
+                if member.capacity is not None:
+                    facts.append(Capacity(name, Tier.GPU, member.capacity))
+        return facts

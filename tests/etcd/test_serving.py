@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.etcd.relay import relay
 from tests.etcd.server import Cluster, cluster
 from tests.serve.process import Homing, readiness, running, started
 from tests.serve.proxy import LONG, ask, chat
@@ -55,9 +56,19 @@ async def until(homing: Homing, sample: str, value: float) -> None:
             await asyncio.sleep(0.02)
 
 
+async def learnt(homing: Homing, words: str) -> str:
+    """Ask until the index has something: where that is."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            home = await turn(homing, words)
+            if (await metrics(homing)).get(BLOCKS):
+                return home
+
+
 HOME = 'homing_picks_total{pool="test",reason="",why="home"}'
 PUTS = 'homing_log_puts_total{pool="test"}'
 FACTS = 'homing_log_facts_total{pool="test"}'
+BLOCKS = 'homing_index_blocks{pool="test"}'
 WARM = 'homing_log_warm{pool="test"}'
 
 
@@ -101,8 +112,7 @@ async def test_without_etcd_it_serves_on_what_it_picked_itself_and_says_so(tmp_p
             await etcd.start()
             await until(homing, WARM, 1)
             # What was keyed with a secret of its own never gets into the log.
-            await turn(homing, f"5 {LONG}")
-            await until(homing, 'homing_index_blocks{pool="test"}', 1)
+            await learnt(homing, f"5 {LONG}")
             assert "start cold: test" in homing.log.read_text()
 
 
@@ -119,3 +129,20 @@ async def test_readiness_waits_for_the_log(tmp_path: Path) -> None:
                 while await readiness(homing) != 200:
                     await asyncio.sleep(0.02)
             assert (await metrics(homing))[WARM] == 1
+
+
+async def test_instances_join_again_in_a_log_that_was_emptied(
+    etcd: Cluster, tmp_path: Path
+) -> None:
+    async with (
+        cluster(tmp_path / "new") as new,
+        relay(etcd.endpoints[0]) as wire,
+        running(folder(tmp_path, "homing"), log=log(etcd, endpoints=[wire.endpoint])) as homing,
+    ):
+        await turn(homing, LONG)
+        await wire.cut()
+        wire.member = new.endpoints[0]
+        await wire.mend()
+        await until(homing, 'homing_log_reloads_total{pool="test",reason="another etcd"}', 1)
+        home = await learnt(homing, LONG)
+        assert await turn(homing, f"{LONG} and more") == home
