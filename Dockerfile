@@ -4,6 +4,6 @@ WORKDIR /homing
 COPY pyproject.toml README.md LICENSE ./
 COPY extproc extproc
 COPY proto_gen proto_gen
-RUN pip install --no-cache-dir '.[otel]'
+RUN pip install --no-cache-dir '.[otel,etcd]'
 USER nobody
 ENTRYPOINT ["homing"]

@@ -28,6 +28,8 @@ PROGRAMS = {
     "homing": [sys.executable, "-m", "extproc"],
     "python": [sys.executable],
     "bash": ["bash"],
+    "etcd": [str(Path(sys.executable).with_name("etcd")), "--log-level=warn"],
+    "etcdctl": [str(Path(sys.executable).with_name("etcdctl"))],
     "envoy": [str(Path(sys.executable).with_name("envoy")), "--disable-hot-restart"],
 }
 """What the images have on their path, as it is started here."""
@@ -63,10 +65,17 @@ class Service:
         """Path in the container → file of this repository. All are read-only."""
         found = {}
         for volume in self.fields.get("volumes", ()):
-            source, target, mode = volume.split(":")
-            assert mode == "ro", f"{self.name}: {volume} must not be written to"
-            found[target] = ROOT / source
+            if volume.startswith("./"):
+                source, target, mode = volume.split(":")
+                assert mode == "ro", f"{self.name}: {volume} must not be written to"
+                found[target] = ROOT / source
         return found
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Path in the container → volume that is written to."""
+        named = (v.split(":") for v in self.fields.get("volumes", ()) if not v.startswith("./"))
+        return {target: source for source, target in named}
 
     @property
     def published(self) -> dict[int, int]:
@@ -100,6 +109,11 @@ class Compose:
         self.services = {
             name: Service(name, fields) for name, fields in self.fields["services"].items()
         }
+
+    @cached_property
+    def homings(self) -> list[Service]:
+        """The replicas of Homing."""
+        return [s for s in self.services.values() if s.command[:2] == ["homing", "serve"]]
 
     @cached_property
     def engines(self) -> list[Service]:

@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 
 from extproc.cli import app
-from extproc.config import load_config
+from extproc.config import EtcdLog, load_config
 from extproc.config.addresses import split_endpoint
 from extproc.envoy import bootstrap_yaml
 from tests.compose import (
@@ -74,7 +74,12 @@ def test_every_mounted_file_is_in_the_repository(service: Service) -> None:
 @each_service
 def test_every_file_that_a_command_names_is_mounted(service: Service) -> None:
     named = [word for word in service.command if word.startswith("/")]
-    assert set(named) == set(service.mounts)
+    assert set(named) == {*service.mounts, *service.data}
+
+
+def test_every_volume_is_declared_and_used_once() -> None:
+    used = [volume for service in SERVICES for volume in service.data.values()]
+    assert sorted(used) == sorted(COMPOSE.fields["volumes"])
 
 
 @each_service
@@ -135,9 +140,20 @@ def test_the_pool_lists_the_engines_as_they_run() -> None:
     assert model.tokenizer.resolve() == settings.tokenizer.resolve()
 
 
-def test_envoy_reaches_homing_where_it_listens() -> None:
+def test_envoy_reaches_both_homings_where_they_listen() -> None:
     _, port = split_endpoint(CONFIG.listen)
-    assert CONFIG.envoy.pickers == (f"{COMPOSE.services['homing'].address}:{port}",)
+    assert CONFIG.envoy.pickers == tuple(f"{homing.address}:{port}" for homing in COMPOSE.homings)
+    assert len(COMPOSE.homings) == 2
+
+
+def test_the_homings_share_the_log_of_the_stacks_etcd() -> None:
+    etcd = COMPOSE.services["etcd"]
+    assert isinstance(CONFIG.log, EtcdLog)
+    (endpoint,) = CONFIG.log.endpoints
+    assert f"--advertise-client-urls=http://{endpoint}" in etcd.command
+    assert endpoint.startswith(f"{etcd.address}:")
+    assert all(homing.waits_for["etcd"] == "service_healthy" for homing in COMPOSE.homings)
+    assert {str(homing.mounts) for homing in COMPOSE.homings} == {str(COMPOSE.homings[0].mounts)}
 
 
 def test_published_ports_are_listened_on_and_reached_from_this_machine_only() -> None:
@@ -145,6 +161,7 @@ def test_published_ports_are_listened_on_and_reached_from_this_machine_only() ->
     listening = {
         "envoy": {split_endpoint(a)[1] for a in (CONFIG.envoy.listen, CONFIG.envoy.admin or "")},
         "homing": {split_endpoint(CONFIG.admin or "")[1]},
+        "homing-2": {split_endpoint(CONFIG.admin or "")[1]},
         "jaeger": {jaeger_ui},
     }
     published = {s.name: set(s.published.values()) for s in SERVICES if s.published}
@@ -161,7 +178,9 @@ def test_health_checks_ask_a_port_that_is_listened_on() -> None:
         for service in SERVICES
         if service.healthcheck
     }
-    admins = {"homing": CONFIG.admin, "envoy": CONFIG.envoy.admin}
+    assert isinstance(CONFIG.log, EtcdLog)
+    admins = {"envoy": CONFIG.envoy.admin, "etcd": CONFIG.log.endpoints[0]}
+    admins |= {homing.name: CONFIG.admin for homing in COMPOSE.homings}
     listening = {name: [str(split_endpoint(admin or "")[1])] for name, admin in admins.items()}
     assert asked == listening | {e.name: [e.option("--port")] for e in COMPOSE.engines}
 
@@ -258,7 +277,7 @@ async def running(service: Service, folder: Path) -> AsyncIterator[None]:
 
 def in_start_order() -> list[Service]:
     """The services that run here, each after those that it waits for."""
-    ours = [s for s in SERVICES if s.command[:1] in (["homing"], ["envoy"])]
+    ours = [s for s in SERVICES if s.command[:1] in (["homing"], ["envoy"], ["etcd"])]
     ordered: list[Service] = []
     while len(ordered) < len(ours):
         names = {service.name for service in ordered}
@@ -289,11 +308,27 @@ async def test_the_same_commands_as_local_processes_bring_turns_home(tmp_path: P
                 (await answer.json())["choices"][0]["message"],
                 {"role": "user", "content": "And then?"},
             ]
+            await level(http)
         assert len(set(served)) == 1, served
         assert cached[0] == 0
         for before, now in zip(prompts, cached[1:], strict=False):
             assert now >= before // 16 * 16
         assert await asyncio.wait_for(collector.spans.get(), 30)
+
+
+async def level(http: aiohttp.ClientSession) -> None:
+    """Wait until both Homings have read as far in the log: the next turn may be either's."""
+    _, port = split_endpoint(CONFIG.admin or "")
+    admins = [f"http://{s.address.replace(NETWORK, LOOPBACK)}:{port}" for s in COMPOSE.homings]
+    async with asyncio.timeout(30):
+        while True:
+            found = []
+            for admin in admins:
+                async with http.get(f"{admin}/pools/main/index") as answer:
+                    found.append(await answer.json())
+            if len({(one["revision"], one["digest"]) for one in found}) == 1:
+                return
+            await asyncio.sleep(0.01)
 
 
 async def answered(http: aiohttp.ClientSession, body: dict[str, object]) -> aiohttp.ClientResponse:
