@@ -112,7 +112,7 @@ class Fold:
 
     def _copy(self, event: Stored) -> Sequence[Fact]:
         """Blocks of which the engine has told before are in another tier too."""
-        runs = Runs(self.instance, event.tier)
+        runs = Runs(self.instance)
         for engine_hash in event.hashes:
             block = self._hashes.get(engine_hash)
             if block is None:
@@ -120,7 +120,7 @@ class Fold:
                 continue
             first = self._hashes.add(engine_hash, 0, 0, event.tier, event.again)
             if first and block.key and not self._pages.is_begun(block.key):
-                runs.add(block.key, block.parent)
+                runs.add(block.key, block.parent, event.tier)
         return runs.facts()
 
     def _chain(self, event: Stored) -> Sequence[Fact]:
@@ -143,7 +143,7 @@ class Fold:
             self.skipped["media"] += len(event.hashes) - usable
         if event.page < self._block_size:
             return self._gather(event, seed, above, usable)
-        runs = Runs(self.instance, event.tier)
+        runs = Runs(self.instance)
         add, tier, again, ids = self._hashes.add, event.tier, event.again, event.ids
         step = event.page * TOKEN_BYTES
         end = 0
@@ -151,7 +151,7 @@ class Fold:
             start, end = end, end + step
             seed = BlockKey(xxh3_64_intdigest(ids[start:end], seed) or 1)
             if add(engine_hash, seed, above, tier, again):
-                runs.add(seed, above)
+                runs.add(seed, above, tier)
             above = seed
         for engine_hash in event.hashes[usable:]:
             add(engine_hash, _OPAQUE, NO_BLOCK, tier, again)
@@ -161,7 +161,7 @@ class Fold:
         self, event: Stored, seed: BlockKey, above: BlockKey, usable: int
     ) -> Sequence[Fact]:
         """Pages smaller than our blocks: a block is held with the last of its pages."""
-        runs = Runs(self.instance, event.tier)
+        runs = Runs(self.instance)
         step = event.page * TOKEN_BYTES
         for number, engine_hash in enumerate(event.hashes):
             if number >= usable:
@@ -171,7 +171,7 @@ class Fold:
             page = self._pages.follow(seed, above, ids)
             first = self._hashes.add(engine_hash, page.key, page.above, event.tier, event.again)
             if first and page.ends:
-                runs.add(page.key, page.above)
+                runs.add(page.key, page.above, event.tier)
             seed = above = page.key
         return runs.facts()
 
@@ -216,26 +216,31 @@ class Fold:
 
         To be used before the next event. O(blocks); lists may be empty.
         """
-        for tier in Tier:
-            after: dict[BlockKey, list[BlockKey]] = {}
-            starts: list[BlockKey] = [NO_BLOCK]
-            for blocks in self._hashes.blocks(tier):
-                for key, parent in blocks:
-                    if key == parent:
-                        starts.append(key)
-                    elif not self._pages.is_begun(key):
-                        after.setdefault(parent, []).append(key)
-                yield []
-            runs, told = Runs(self.instance, tier), 0
-            left = [(key, start) for start in starts for key in after.pop(start, ())]
-            while left:
-                key, parent = left.pop()
-                runs.add(key, parent)
-                left += [(child, key) for child in after.pop(key, ())]
-                told += 1
-                if told % _RESTATED_AT_ONCE == 0:
-                    yield runs.facts()
-            yield runs.facts()
+        after: dict[BlockKey, list[tuple[BlockKey, Tier]]] = {}
+        starts: list[BlockKey] = [NO_BLOCK]
+        copies: list[tuple[BlockKey, BlockKey, Tier]] = []
+        for blocks in self._hashes.blocks():
+            for (key, parent), tiers in blocks:
+                if key == parent:
+                    starts.append(key)
+                elif not self._pages.is_begun(key):
+                    after.setdefault(parent, []).append((key, tiers[0]))
+                    copies += [(key, parent, tier) for tier in tiers[1:]]
+            yield ()
+        runs, told = Runs(self.instance), 0
+        left = [(key, start, tier) for start in starts for key, tier in after.pop(start, ())]
+        while left:
+            key, parent, tier = left.pop()
+            runs.add(key, parent, tier)
+            left += [(child, key, tier) for child, tier in after.pop(key, ())]
+            told += 1
+            if told % _RESTATED_AT_ONCE == 0:
+                yield runs.facts()
+        for told, (key, parent, tier) in enumerate(copies):
+            runs.add(key, parent, tier)
+            if told % _RESTATED_AT_ONCE == 0:
+                yield runs.facts()
+        yield runs.facts()
 
 
 def _packed(keys: Iterable[BlockKey]) -> PackedKeys:

@@ -79,12 +79,14 @@ class Hashes:
             del shard[engine_hash]
         return None if copies > 1 else BlockKey(row & _KEY)
 
-    def blocks(self, tier: Tier) -> Iterator[list[Block]]:
-        """The blocks held in a tier that prompts can name, in no order, a part at a time."""
-        shift = _SHIFT[tier]
+    def blocks(self) -> Iterator[list[tuple[Block, list[Tier]]]]:
+        """The blocks that prompts can name with the tiers they are in, in no order, a part each."""
         for shard in self._shards:
             yield [
-                Block(BlockKey(row & _KEY), BlockKey(row >> 64 & _KEY))
+                (
+                    Block(BlockKey(row & _KEY), BlockKey(row >> 64 & _KEY)),
+                    [tier for tier in Tier if row >> _SHIFT[tier] & _COPIES],
+                )
                 for row in shard.values()
-                if row & _KEY and row >> shift & _COPIES
+                if row & _KEY
             ]

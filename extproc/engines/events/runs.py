@@ -10,18 +10,18 @@ from extproc.terms import BlockKey, InstanceId, PackedKeys
 class Runs:
     """Collects blocks in the order they came."""
 
-    def __init__(self, instance: InstanceId, tier: Tier) -> None:
+    def __init__(self, instance: InstanceId) -> None:
         self._instance = instance
-        self._tier = tier
+        self._tier = Tier.GPU
         self._facts: list[Held] = []
         self._keys = array("Q")
         self._parent = BlockKey(0)
 
-    def add(self, key: BlockKey, parent: BlockKey) -> None:
+    def add(self, key: BlockKey, parent: BlockKey, tier: Tier) -> None:
         """One block and the one before it, 0 for a prompt's first."""
-        if not self._keys or self._keys[-1] != parent:
+        if not self._keys or self._keys[-1] != parent or self._tier is not tier:
             self._close()
-            self._parent = parent
+            self._parent, self._tier = parent, tier
         self._keys.append(key)
 
     def facts(self) -> list[Held]:

@@ -142,7 +142,7 @@ def decode_batch(payload: bytes) -> Batch:
             events.append(_event(raw))
         except _BadEvent as bad:
             reason = str(bad)
-        except (TypeError, ValueError, OverflowError, AttributeError):
+        except (TypeError, ValueError, OverflowError, AttributeError, LookupError):
             reason = "malformed"
         else:
             continue
@@ -196,7 +196,9 @@ def _stored(fields: dict[str, Any]) -> Stored:
     if not _is_prefix(fields, component):
         raise _BadEvent("not_a_prefix")
     ids = fields.get("token_ids") or []
-    if ids and isinstance(ids[0], list | tuple):
+    if not isinstance(ids, list):
+        raise _BadEvent("malformed")
+    if ids and isinstance(ids[0], list):
         ids = [pair[0] for pair in ids]
     packed = array("I", ids)
     if byteorder == "big":
