@@ -24,6 +24,7 @@ class Digests:
         self._index = index
         self._revision = revision
         self._at = 0
+        self._tree = index.tree
         self._noted: deque[tuple[int, int]] = deque(maxlen=KEPT)
 
     def apply(self, revision: int, fact: Fact) -> None:
@@ -47,6 +48,10 @@ class Digests:
         return noted
 
     def _turn(self, revision: int) -> None:
-        if self._at and self._at % EVERY == 0 and not self._index.backlog:
+        if self._index.tree is not self._tree:
+            # A snapshot took the index's place: what was noted was of another.
+            self._tree = self._index.tree
+            self._noted.clear()
+        elif self._at and self._at % EVERY == 0 and not self._index.backlog:
             self._noted.append((self._at, self._index.digest))
         self._at = revision

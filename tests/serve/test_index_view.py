@@ -259,3 +259,16 @@ def test_no_digest_is_told_while_facts_wait_in_a_backlog() -> None:
     while index.backlog:
         index.step()
     assert [revision for revision, _ in notes.recent()] == [EVERY + 1]
+
+
+def test_what_was_noted_before_a_snapshot_took_the_indexs_place_is_forgotten() -> None:
+    index, other = index_of(A), index_of(A, B)
+    notes = Digests(index, lambda: EVERY + 1)
+    for revision in (EVERY, EVERY + 1):
+        notes.apply(revision, held(A, "xyz"))
+    assert [at for at, _ in notes.recent()] == [EVERY, EVERY + 1]
+    notes.apply(2 * EVERY, held(A, "uv"))
+    for _ in index.load(list(other.snapshot())):
+        pass
+    notes.apply(9 * EVERY, held(A, "uv"))
+    assert notes.recent() == [(EVERY + 1, index.digest)]
