@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Literal
 
-from extproc.config import Config, Model, Pool, TlsFiles
-from extproc.errors import ConfigError, Unroutable
+from extproc.config import Config, HubFiles, Model, Pool, TlsFiles
+from extproc.errors import ConfigError, ModelNotReady, Unroutable
 from extproc.loading import load_model
 from extproc.prompt import Chat, Prompt
 from extproc.terms import TOKEN_BYTES
@@ -29,7 +29,7 @@ def describe(config: Config, path: Path) -> str:
         for m, model in enumerate(pool.models):
             try:
                 lines += [f"    {line}" for line in _try_model(model)]
-            except ConfigError as error:
+            except (ConfigError, ModelNotReady) as error:
                 wrong.append(f"{path}: pools[{p}].models[{m}]: {error}")
         lines += [f"    {line}" for line in _instances(pool)]
     if wrong:
@@ -70,7 +70,9 @@ def _count(things: Sized, word: str) -> str:
 def _try_model(model: Model) -> Iterator[str]:
     served = load_model(model)
     yield " = ".join((f"model {model.name}", *model.aliases))
-    yield f"  tokenizer {model.tokenizer}"
+    files = model.tokenizer
+    named = f"{files.hub} at {files.revision}" if isinstance(files, HubFiles) else files
+    yield f"  tokenizer {named}"
     if model.adapters:
         yield f"  adapters {', '.join(model.adapters)}"
     if model.chat_template is not None:

@@ -4,6 +4,7 @@ HomingError
 ├── ConfigError     the operator: file, line, field and what would be right
 ├── BadRequest      the client: answered with a status and an OpenAI-style body
 ├── Unroutable      nobody: this prompt cannot be looked up; routed by load, counted
+├── ModelNotReady   nobody: a model's files cannot be had now; tried again
 ├── NoEndpoint      nobody: no endpoint is eligible; answered with 503
 └── PeerViolation   Envoy, an engine or etcd broke its protocol
 """
@@ -50,6 +51,10 @@ class PreviousResponse(Unroutable):
     def __init__(self, response_id: str) -> None:
         super().__init__("previous_response")
         self.response_id = response_id
+
+
+class ModelNotReady(HomingError):
+    """A model's files cannot be had now. Until they can, its requests are routed by load."""
 
 
 class NoEndpoint(HomingError):

@@ -2,17 +2,27 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from extproc.config import Model
+from extproc import hub
+from extproc.config import HubFiles, Model
 from extproc.prompt import ServedModel
 
 
-def load_model(model: Model) -> ServedModel:
-    """Read the model's files; blocks for about a second. Raises ConfigError that names the file."""
+def load_model(model: Model, folder: Path | None = None) -> ServedModel:
+    """Read the model's files; blocks for about a second, and where they are on a hub for longer.
+
+    folder: where they are; None for where the configuration says.
+
+    Raises ConfigError that names the file, and ModelNotReady where the hub cannot be asked.
+    """
+    if folder is None:
+        files = model.tokenizer
+        folder = hub.fetch(files) if isinstance(files, HubFiles) else files
     return ServedModel.load(
         model.name,
-        model.tokenizer,
+        folder,
         model.chat_template,
         now=_clock(model.time_zone),
         trust_request_template=model.trust_request_template,

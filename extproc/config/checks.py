@@ -1,9 +1,10 @@
 """Relations between fields, and between the file and the disk: what types cannot say."""
 
 from collections.abc import Hashable, Iterable, Iterator
+from importlib.util import find_spec
 
 from extproc.config.addresses import is_local, is_loopback
-from extproc.config.model import Config, EnvoyTls, EtcdLog, Pool, TlsFiles
+from extproc.config.model import Config, EnvoyTls, EtcdLog, HubFiles, Pool, TlsFiles
 from extproc.config.source import FieldPath, Finding, spell_field
 
 _OF_MISTRAL = ("tekken.json", "tokenizer.model*")
@@ -77,7 +78,10 @@ def _check_events(at: FieldPath, pool: Pool) -> Iterator[Finding]:
 def _check_files(at: FieldPath, pool: Pool) -> Iterator[Finding]:
     for m, model in enumerate(pool.models):
         field = (*at, "models", m)
-        if not model.tokenizer.is_dir():
+        if isinstance(model.tokenizer, HubFiles):
+            if find_spec("huggingface_hub") is None:
+                yield Finding((*field, "tokenizer"), "a hub needs pip install 'homing[hub]'")
+        elif not model.tokenizer.is_dir():
             yield Finding((*field, "tokenizer"), f"{model.tokenizer} is not a folder")
         else:
             names = _TOKENIZER_FILES[model.tokenizer_mode]

@@ -98,6 +98,31 @@ Patience: TypeAlias = Annotated[float, Field(ge=0, le=86_400)]
 """Seconds; 0 is none."""
 
 
+class HubFiles(Section):
+    """The files of a model's tokenizer on a hub."""
+
+    hub: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
+    """The model's name there, such as `Qwen/Qwen3-8B`. Needs `homing[hub]`. The hub is that of
+    `HF_ENDPOINT` in the environment, Hugging Face's if not set; `HF_TOKEN` opens gated models."""
+
+    revision: Annotated[str, Field(pattern=r"^[\w./-]+$")] = "main"
+    """A branch, a tag, or best a commit, which is the same tomorrow: the engines'."""
+
+    cache: FilePath | None = None
+    """Folder that keeps what was fetched; `HF_HUB_CACHE`, else `~/.cache/huggingface/hub`, if not
+    given."""
+
+
+def _kind_of_tokenizer(value: object) -> str:
+    return "hub" if isinstance(value, dict | HubFiles) else "folder"
+
+
+Tokenizer: TypeAlias = Annotated[
+    Annotated[FilePath, Tag("folder")] | Annotated[HubFiles, Tag("hub")],
+    Discriminator(_kind_of_tokenizer),
+]
+
+
 class Model(Section):
     """A model that the instances of a pool serve."""
 
@@ -115,9 +140,10 @@ class Model(Section):
     """LoRA adapters of this model, by the names that requests give as their `model`. Each has
     blocks of its own."""
 
-    tokenizer: FilePath
+    tokenizer: Tokenizer
     """Folder with the model's `tokenizer.json` and `tokenizer_config.json`, as the engine uses
-    them; or with Mistral's own `tekken.json` or `tokenizer.model.v3`."""
+    them; or with Mistral's own `tekken.json` or `tokenizer.model.v3`. Or a mapping with `hub`:
+    until the files are fetched, the model's requests are routed by load."""
 
     tokenizer_mode: Literal["auto", "hf", "mistral"] = "auto"
     """As the engine's (vLLM's `--tokenizer-mode`): `hf` reads `tokenizer.json`, `mistral` Mistral's
