@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from extproc.config import EtcdLog as Settings
 from extproc.index import Fact, PrefixIndex
 from extproc.log import IndexSnapshots
 from extproc.log.etcd import EtcdLog
+from extproc.log.etcd.client import Away
+from extproc.log.etcd.snapshotter import LostLead, Snapshotter
+from extproc.log.etcd.state import PoolMetrics
 from extproc.telemetry import Metrics
 from tests.etcd.server import Cluster
 
@@ -73,6 +76,22 @@ class Replica:
         """Write over the log's head."""
         assert self.log._client is not None
         await self.log._client.call(lambda c: c.kv.put(key, value))
+
+    async def snapshot(self) -> None:
+        """Write a snapshot now, if this replica leads and reaches etcd."""
+        log = self.log
+        assert log._client is not None
+        assert log._session is not None
+        metrics = PoolMetrics(self.metrics, POOL)
+        seat = log.seat(POOL)
+        writer = Snapshotter(log._client, log._session, seat, log._settings, metrics)
+        with suppress(Away, LostLead):
+            await writer.snapshot()
+
+    def die(self) -> None:
+        """As a process that is killed: nothing more is written, nothing given back."""
+        for task in self.log._tasks:
+            task.cancel()
 
     async def settled(self) -> None:
         """Wait until all that was appended came back."""

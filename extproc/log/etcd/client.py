@@ -233,12 +233,22 @@ def explain(error: Exception) -> Away:
         for reason, part in _DETAILS:
             if part in detail:
                 return Away(reason, detail)
-        lost = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        return Away("unreachable" if error.code() in lost else "other", detail)
+        return Away("unreachable" if error.code() in _LOST else "other", detail)
     if isinstance(error, OSError | ValueError) and not isinstance(error, TimeoutError):
         return Away("unreachable", str(error))
     return Away("unreachable", str(error) or "no answer in time")
 
+
+_LOST = frozenset(
+    (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    )
+)
+"""How gRPC says that a connection is gone; INTERNAL from a stream that was being written to."""
 
 _DETAILS = (
     ("no_space", "database space exceeded"),
