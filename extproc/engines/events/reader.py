@@ -18,7 +18,7 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from extproc.engines.events.address import Address
-from extproc.engines.events.stream import Steps, Stream
+from extproc.engines.events.stream import Request, Steps, Stream
 from extproc.engines.events.wire import END, Message, read_frames
 from extproc.errors import PeerViolation
 from extproc.index import Fact
@@ -63,6 +63,7 @@ class Subscription:
         self.room = asyncio.Event()
         self.room.set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.replay: asyncio.Task[None] | None = None
 
 
 class EventReader:
@@ -81,7 +82,7 @@ class EventReader:
         self._subscriptions.add(subscription)
         if self._worker is None:
             self._worker = asyncio.ensure_future(self._work())
-        self._start(subscription, self._receive(subscription))
+        self._start(subscription, self._follow(subscription))
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -137,8 +138,10 @@ class EventReader:
             subscription.append(facts)
         stream = subscription.stream
         if stream.wanted is not None:
-            start, stream.wanted = stream.wanted, None
-            self._start(subscription, self._replay(subscription, start))
+            request, stream.wanted = stream.wanted, None
+            if subscription.replay is not None:
+                subscription.replay.cancel()
+            subscription.replay = self._start(subscription, self._replay(subscription, request))
         if facts is not None:
             return True
         if not subscription.work:
@@ -148,39 +151,45 @@ class EventReader:
             subscription.room.set()
         return True
 
-    def _start(self, subscription: Subscription, work: Coroutine[None, None, None]) -> None:
+    def _start(
+        self, subscription: Subscription, work: Coroutine[None, None, None]
+    ) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         subscription.tasks.add(task)
         task.add_done_callback(partial(_ended, subscription))
+        return task
 
     # Sockets
 
-    async def _receive(self, subscription: Subscription) -> None:
-        socket = self._socket(zmq.SUB)
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._start(subscription, self._watch(subscription, monitor))
-        try:
-            socket.subscribe(subscription.address.topic)
-            socket.connect(subscription.address.events)
-            stream = subscription.stream
-            while True:
-                await subscription.room.wait()
-                message = _read(await socket.recv_multipart(), stream)
-                if message is not None:
-                    self.do(subscription, partial(stream.receive, message))
-        finally:
-            socket.disable_monitor()
-            socket.close(linger=0)
+    async def _follow(self, subscription: Subscription) -> None:
+        """Listen for ever, with a new socket for each connection: what an old one still has in
+        store would mix with what another process says."""
+        while True:
+            socket = self._socket(zmq.SUB)
+            events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            monitor = socket.get_monitor_socket(events)
+            receiving = asyncio.ensure_future(self._receive(subscription, socket))
+            try:
+                socket.subscribe(subscription.address.topic)
+                socket.connect(subscription.address.events)
+                while (await recv_monitor_message(monitor))["event"] != zmq.EVENT_DISCONNECTED:
+                    self.do(subscription, subscription.stream.connected)
+            finally:
+                receiving.cancel()
+                socket.disable_monitor()
+                socket.close(linger=0)
+            self.do(subscription, subscription.stream.disconnected)
 
-    async def _watch(self, subscription: Subscription, monitor: zmq.asyncio.Socket) -> None:
+    async def _receive(self, subscription: Subscription, socket: zmq.asyncio.Socket) -> None:
         stream = subscription.stream
         while True:
-            event = (await recv_monitor_message(monitor))["event"]
-            connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            self.do(subscription, stream.connected if connected else stream.disconnected)
+            await subscription.room.wait()
+            message = _read(await socket.recv_multipart(), stream)
+            if message is not None:
+                self.do(subscription, partial(stream.receive, message))
 
-    async def _replay(self, subscription: Subscription, start: int) -> None:
-        """Ask for the messages from this one on, and hand over what comes."""
+    async def _replay(self, subscription: Subscription, request: Request) -> None:
+        """Ask, and hand over what comes."""
         stream = subscription.stream
         assert subscription.address.replay is not None
         socket = self._socket(zmq.DEALER)
@@ -188,7 +197,7 @@ class EventReader:
         answered = False
         try:
             socket.connect(subscription.address.replay)
-            await socket.send_multipart([b"", start.to_bytes(8, "big")])
+            await socket.send_multipart([b"", request.start.to_bytes(8, "big")])
             with suppress(TimeoutError):
                 while not answered:
                     await subscription.room.wait()
@@ -197,10 +206,10 @@ class EventReader:
                     if message is not None and message.seq == END and not message.payload:
                         answered = True
                     elif message is not None:
-                        self.do(subscription, partial(stream.replayed, message))
+                        self.do(subscription, partial(stream.replayed, request, message))
         finally:
             socket.close(linger=0)
-        self.do(subscription, partial(stream.replay_ended, answered))
+        self.do(subscription, partial(stream.replay_ended, request, answered))
 
     def _socket(self, kind: int) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)

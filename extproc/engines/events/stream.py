@@ -10,7 +10,7 @@ cleared rather than trusted, and what comes from then on is added to it.
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
@@ -36,6 +36,13 @@ _TRIES: Final = 5
 """Replay requests in a row that bring nothing new before the history counts as lost."""
 
 
+class Request(NamedTuple):
+    """A replay request: for the messages from number `start` on. number: which request it is."""
+
+    start: int
+    number: int
+
+
 class Stream:
     """What one instance's publisher has said so far.
 
@@ -44,8 +51,9 @@ class Stream:
     made until the history was read. If that is whole, the index is then told all of it anew;
     else what it has stays, beside what is known.
 
-    wanted: the number of the message from which on a replay is to be asked for, None for none. Who
-    asks sets it to None, hands over what comes with `replayed`, and at its end `replay_ended`.
+    wanted: a replay that is to be asked for, None for none. Who asks sets it to None, hands over
+    what comes with `replayed`, and at its end `replay_ended`. A new one takes the place of the one
+    before, whose answer is of no interest any more.
     whole: whether all is known that the cache holds. counts: what went wrong, by what.
     """
 
@@ -53,7 +61,7 @@ class Stream:
         self, fold: Fold, replayable: bool, rank: int | None = None, warm: bool = False
     ) -> None:
         self.fold = fold
-        self.wanted: int | None = None
+        self.wanted: Request | None = None
         self.whole = False
         self.counts: Counter[str] = Counter()
         self._replayable = replayable
@@ -66,6 +74,8 @@ class Stream:
         self._catching_up = replayable
         """Whether live messages wait until a replay has ended."""
         self._waiting: deque[Message] = deque()
+        self._request = 0
+        """Number of the replay request that was made last."""
         self._torn = False
         """Whether the rest of the answer is no use, so that another has to be asked for."""
         self._heard = False
@@ -95,7 +105,8 @@ class Stream:
         """The subscription is in place, for the first time or again."""
         self._connected = True
         if self._replayable:
-            self._ask()  # what was missed, and whether it is still the same process
+            self._waiting.clear()  # of the process before, if it is another one; else asked for now
+            self._ask()
         elif self._last >= 0:
             self.counts["unwatched"] += 1
             yield from self._forget()
@@ -122,10 +133,10 @@ class Stream:
             self._waiting.clear()
         self._waiting.append(message)
 
-    def replayed(self, message: Message) -> Steps:
+    def replayed(self, request: Request, message: Message) -> Steps:
         """The next message of an answer to a replay request."""
         seq = message.seq
-        if self._torn or seq < self._last:
+        if request.number != self._request or self._torn or seq < self._last:
             return
         heard, self._heard = self._heard, True
         if seq == self._last:
@@ -141,8 +152,10 @@ class Stream:
             yield from self._forget()
         yield from self._take(message)
 
-    def replay_ended(self, answered: bool) -> Steps:
+    def replay_ended(self, request: Request, answered: bool) -> Steps:
         """The answer is complete; or not `answered`: nothing came for too long."""
+        if request.number != self._request:
+            return
         if answered and not self._heard:
             if self._last < 0:
                 self.whole = True  # it has not said anything yet
@@ -172,7 +185,8 @@ class Stream:
         self._catching_up = True
         self._torn = self._heard = False
         self._asked_at = self._last
-        self.wanted = max(self._last, 0)
+        self._request += 1
+        self.wanted = Request(max(self._last, 0), self._request)
 
     def _next(self, message: Message) -> Steps:
         seq = message.seq

@@ -1,7 +1,6 @@
 """What events say of a cache, and what the index holds of it (PITFALLS, "KV events")."""
 
 from collections.abc import Sequence
-from itertools import chain
 
 import pytest
 from hypothesis import given, settings
