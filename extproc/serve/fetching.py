@@ -33,11 +33,9 @@ class Fetching:
         self,
         arrived: Callable[[config.Model, Path], Awaitable[None]],
         metrics: Metrics,
-        first_wait_s: float = FIRST_WAIT_S,
     ) -> None:
         self._arrived = arrived
         self._metrics = metrics
-        self._first_wait_s = first_wait_s
         self._tasks: dict[config.Model, asyncio.Task[None]] = {}
 
     def want(self, models: Iterable[config.Model]) -> None:
@@ -51,7 +49,7 @@ class Fetching:
     async def _fetch(self, model: config.Model) -> None:
         files = model.tokenizer
         assert isinstance(files, config.HubFiles)
-        wait = self._first_wait_s
+        wait = FIRST_WAIT_S
         said = ""
         while True:
             try:

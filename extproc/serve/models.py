@@ -10,7 +10,7 @@ from extproc import config, hub
 from extproc.errors import ConfigError
 from extproc.loading import load_model
 from extproc.prompt import ServedModel
-from extproc.serve.fetching import FIRST_WAIT_S, Fetching
+from extproc.serve.fetching import Fetching
 from extproc.telemetry import Metrics
 
 Stamp: TypeAlias = tuple[int, int, int]
@@ -53,10 +53,9 @@ class Models:
         self,
         arrived: Callable[[str, ServedModel], None],
         metrics: Metrics,
-        first_wait_s: float = FIRST_WAIT_S,
     ) -> None:
         self._arrived = arrived
-        self._fetching = Fetching(self._take, metrics, first_wait_s)
+        self._fetching = Fetching(self._take, metrics)
         self._loaded: dict[_Files, ServedModel] = {}
         self._fetched: dict[config.Model, tuple[_Files, ServedModel]] = {}
 

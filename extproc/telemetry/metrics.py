@@ -193,8 +193,8 @@ class Metrics:
         )
         self.reloads = Counter(
             "homing_reloads",
-            "Changes of the configuration or the certificate, by what came of them (taken, "
-            "refused: the old one stays).",
+            "Changes of the configuration, the certificate or a model on a hub, by what came of "
+            "them (taken, refused: the old one stays).",
             ["what", "result"],
             registry=registry,
         )
