@@ -22,7 +22,9 @@ def test_every_field_says_what_it_means() -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["smallest", "everything", "warm", "events", "hub"])
+@pytest.mark.parametrize(
+    "example", EXAMPLES, ids=["smallest", "everything", "warm", "events", "hub"]
+)
 def test_the_examples_of_the_page_are_right(
     example: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
