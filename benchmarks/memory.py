@@ -96,6 +96,7 @@ async def started(folder: Path) -> AsyncIterator[Homing]:
                         "name": "pool",
                         "models": [{"name": "demo-model", "tokenizer": str(DEMO_TOKENIZER)}],
                         "instances": [{"endpoint": f"10.0.0.{n}:8000"} for n in range(1, 5)],
+                        "metrics": "off",
                     }
                 ],
             }

@@ -57,8 +57,10 @@ def _tls(tls: Literal["off", "self-signed"] | TlsFiles | None) -> str:
 
 
 def _pool_title(pool: Pool) -> str:
+    found = pool.discovery
+    who = f"instances by {found.kind}" if found else _count(pool.instances, "instance")
     return (
-        f"pool {pool.name}: {_count(pool.models, 'model')}, {_count(pool.instances, 'instance')},"
+        f"pool {pool.name}: {_count(pool.models, 'model')}, {who},"
         f" blocks of {pool.block_size} tokens"
     )
 

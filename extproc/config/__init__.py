@@ -1,5 +1,6 @@
 """One YAML file, typed and checked; errors name the line and the field."""
 
+from extproc.config.instances import load_instances
 from extproc.config.load import load_config
 from extproc.config.model import (
     Config,
@@ -8,7 +9,9 @@ from extproc.config.model import (
     EnvoyTls,
     EtcdLog,
     EtcdTls,
+    EventPorts,
     Events,
+    FileDiscovery,
     HubFiles,
     Instance,
     Limits,
@@ -17,6 +20,7 @@ from extproc.config.model import (
     Model,
     Pool,
     Proxy,
+    Scraping,
     TlsFiles,
     Tracing,
 )
@@ -28,7 +32,9 @@ __all__ = [
     "EnvoyTls",
     "EtcdLog",
     "EtcdTls",
+    "EventPorts",
     "Events",
+    "FileDiscovery",
     "HubFiles",
     "Instance",
     "Limits",
@@ -37,7 +43,9 @@ __all__ = [
     "Model",
     "Pool",
     "Proxy",
+    "Scraping",
     "TlsFiles",
     "Tracing",
     "load_config",
+    "load_instances",
 ]

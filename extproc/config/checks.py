@@ -1,10 +1,10 @@
 """Relations between fields, and between the file and the disk: what types cannot say."""
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 
 from extproc.config.addresses import is_local, is_loopback
-from extproc.config.model import Config, EnvoyTls, EtcdLog, HubFiles, Pool, TlsFiles
+from extproc.config.model import Config, EnvoyTls, EtcdLog, HubFiles, Instance, Pool, TlsFiles
 from extproc.config.source import FieldPath, Finding, spell_field
 
 _OF_MISTRAL = ("tekken.json", "tokenizer.model*")
@@ -22,7 +22,10 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _duplicates(pool_names, "pool")
     yield from _duplicates(_model_names(config), "model name")
     for p, pool in enumerate(config.pools):
-        yield from _check_instances(("pools", p), pool)
+        if bool(pool.instances) == (pool.discovery is not None):
+            what = "goes with no discovery" if pool.instances else "is missing, and so is discovery"
+            yield Finding(("pools", p, "instances"), what)
+        yield from check_instances(("pools", p, "instances"), pool.instances)
         yield from _check_files(("pools", p), pool)
         yield from _check_events(("pools", p), pool)
     yield from _check_limits(config)
@@ -43,12 +46,13 @@ def _model_names(config: Config) -> Iterator[tuple[FieldPath, str]]:
             yield from (((*at, "adapters", a), name) for a, name in enumerate(model.adapters))
 
 
-def _check_instances(at: FieldPath, pool: Pool) -> Iterator[Finding]:
+def check_instances(at: FieldPath, instances: Sequence[Instance]) -> Iterator[Finding]:
+    """What is wrong with a list of instances at this place of a file."""
     endpoints = []
     names = []
-    for i, instance in enumerate(pool.instances):
-        field = (*at, "instances", i)
-        endpoints.append(((*field, "endpoint"), instance.endpoint))
+    for i, instance in enumerate(instances):
+        field = (*at, i)
+        endpoints.append(((*field, "endpoint"), instance.place))
         names.append(((*field, "name" if instance.name else "endpoint"), instance.id))
     twice = list(_duplicates(endpoints, "endpoint"))
     yield from twice

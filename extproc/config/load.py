@@ -1,9 +1,10 @@
 """A configuration file to a `Config`, or to everything that is wrong with it."""
 
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -13,9 +14,18 @@ from extproc.config.model import Config
 from extproc.config.source import UNREADABLE, FieldPath, Finding, Source, read_yaml, spell_field
 from extproc.errors import ConfigError
 
+_Section = TypeVar("_Section", bound=BaseModel)
+
 
 def load_config(path: Path) -> Config:
-    """Read, type and check the file. Paths in it are relative to its folder.
+    """A whole configuration, as `load_file` reads it."""
+    return load_file(path, Config, check)
+
+
+def load_file(
+    path: Path, section: type[_Section], check: Callable[[_Section], Iterable[Finding]]
+) -> _Section:
+    """Read, type and check a file of this form. Paths in it are relative to its folder.
 
     Raises ConfigError with one line a finding, in the order of the file:
     `homing.yaml:14: pools[0].instances[2].endpoint: "10.0.0.7" has no port; write …`.
@@ -28,25 +38,27 @@ def load_config(path: Path) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 from byte {error.start} on") from error
     source = read_yaml(text)
-    config, findings = _typed(source, path.parent)
-    if config is not None:
-        findings = list(check(config))
+    read, findings = _typed(source, path.parent, section)
+    if read is not None:
+        findings = list(check(read))
     findings = [*source.findings, *findings]
     if findings:
         raise ConfigError(_report(path, source, findings))
-    assert config is not None
-    return config
+    assert read is not None
+    return read
 
 
-def _typed(source: Source, folder: Path) -> tuple[Config | None, list[Finding]]:
+def _typed(
+    source: Source, folder: Path, section: type[_Section]
+) -> tuple[_Section | None, list[Finding]]:
     if source.data is None and source.findings:
         return None, []
     data = {} if source.data is None else source.data
     try:
-        return Config.model_validate(data, context={"folder": folder}), []
+        return section.model_validate(data, context={"folder": folder}), []
     except ValidationError as error:
         details = error.errors(include_url=False)
-        return None, [_finding(detail, data) for detail in details if not _is_echo(detail)]
+        return None, [_finding(detail, data, section) for detail in details if not _is_echo(detail)]
 
 
 def _is_echo(error: ErrorDetails) -> bool:
@@ -70,11 +82,11 @@ def _sentence(finding: Finding) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in said)
 
 
-def _finding(error: ErrorDetails, data: object) -> Finding:
+def _finding(error: ErrorDetails, data: object, section: type[BaseModel]) -> Finding:
     field = _field_path(error["loc"], data)
     if error["type"] == "union_tag_invalid":
         field = (*field, "kind")
-    return Finding(field, _words(error, field))
+    return Finding(field, _words(error, field, section))
 
 
 def _field_path(loc: tuple[int | str, ...], data: Any) -> FieldPath:
@@ -90,7 +102,7 @@ def _field_path(loc: tuple[int | str, ...], data: Any) -> FieldPath:
     return tuple(path)
 
 
-def _words(error: ErrorDetails, field: FieldPath) -> str:
+def _words(error: ErrorDetails, field: FieldPath, section: type[BaseModel]) -> str:
     """The finding in the operator's words; pydantic's own where there are none here."""
     context = error.get("ctx", {})
     found = _shown(error["input"])
@@ -100,7 +112,7 @@ def _words(error: ErrorDetails, field: FieldPath) -> str:
         return "has no value; write one, or leave the key out"
     match error["type"]:
         case "extra_forbidden":
-            return _unknown_key(field)
+            return _unknown_key(section, field)
         case "value_error":
             return str(context["error"])
         case "string_type":
@@ -112,7 +124,7 @@ def _words(error: ErrorDetails, field: FieldPath) -> str:
         case "tuple_type":
             return f"must be a list, not {found}"
         case "model_type":
-            return f"must be a mapping with {_quoted(_keys_at(field))}, not {found}"
+            return f"must be a mapping with {_quoted(_keys_at(section, field))}, not {found}"
         case "is_instance_of" | "path_type":
             return f"must be a path, not {found}"
         case "greater_than_equal":
@@ -130,7 +142,7 @@ def _words(error: ErrorDetails, field: FieldPath) -> str:
             return f"must be {expected}, not {_shown(context['tag'])}"
         case "literal_error":
             expected = context["expected"].replace("'", '"')
-            if keys := _keys_at(field):
+            if keys := _keys_at(section, field):
                 expected += f", or a mapping with {_quoted(keys)}"
             return f"must be {expected}, not {found}"
         case _:
@@ -157,8 +169,8 @@ def _shown(value: object) -> str:
             return f"a {type(value).__name__}"
 
 
-def _unknown_key(field: FieldPath) -> str:
-    known = _keys_at(field[:-1])
+def _unknown_key(section: type[BaseModel], field: FieldPath) -> str:
+    known = _keys_at(section, field[:-1])
     close = get_close_matches(str(field[-1]), known, n=1)
     if close:
         return f'unknown key; did you mean "{close[0]}"?'
@@ -169,18 +181,18 @@ def _quoted(words: list[str]) -> str:
     return ", ".join(f'"{word}"' for word in words)
 
 
-def _keys_at(field: FieldPath) -> list[str]:
+def _keys_at(section: type[BaseModel], field: FieldPath) -> list[str]:
     """The keys that the section at this path knows."""
-    sections: list[type[BaseModel]] = [Config]
+    sections = [section]
     for part in field:
         if isinstance(part, str):
             sections = [
                 inner
-                for section in sections
-                if part in section.model_fields
-                for inner in _sections_in(section.model_fields[part].annotation)
+                for outer in sections
+                if part in outer.model_fields
+                for inner in _sections_in(outer.model_fields[part].annotation)
             ]
-    return list(dict.fromkeys(key for section in sections for key in section.model_fields))
+    return list(dict.fromkeys(key for inner in sections for key in inner.model_fields))
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

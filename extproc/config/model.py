@@ -58,6 +58,12 @@ def _checked_zone(value: str) -> str:
     return value
 
 
+def _checked_metrics_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", value):
+        raise ValueError(f'"{value}" must be a URL, such as http://10.0.0.7:8000/metrics')
+    return value
+
+
 def _checked_url(value: str) -> str:
     if not re.fullmatch(r"https?://[^\s/]+", value):
         raise ValueError(f'"{value}" must be http://host:port, or https:// for TLS')
@@ -87,6 +93,7 @@ EndpointAddress: TypeAlias = Annotated[Endpoint, AfterValidator(parse_endpoint)]
 ListenAddress: TypeAlias = Annotated[str, AfterValidator(parse_listen)]
 PeerAddress: TypeAlias = Annotated[str, AfterValidator(parse_peer)]
 ServiceAddress: TypeAlias = Annotated[str, AfterValidator(parse_service)]
+MetricsUrl: TypeAlias = Annotated[str, AfterValidator(_checked_metrics_url)]
 FilePath: TypeAlias = Annotated[Path, BeforeValidator(_relative_to_file)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Port: TypeAlias = Annotated[int, Field(ge=1, le=65_535)]
@@ -204,8 +211,16 @@ class Instance(Section):
     name: Annotated[InstanceId, Field(min_length=1)] | None = None
     """What to call it in metrics, traces and tables; the endpoint if not given."""
 
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """Which of the data-parallel ranks behind the endpoint it is: chosen by the request header
+    `x-data-parallel-rank`. For engines that give one port to several ranks."""
+
     capacity_blocks: Count | None = None
-    """Blocks that its KV cache holds; the pool's number if not given."""
+    """Blocks that its KV cache holds, where its metrics do not say; the pool's number if not
+    given."""
+
+    metrics: MetricsUrl | None = None
+    """Where its metrics are; `http://ENDPOINT/metrics` if not given."""
 
     events: EventPorts | None = None
     """Where its KV-cache events are, for engines that share a machine; the pool's ports if not
@@ -214,7 +229,40 @@ class Instance(Section):
     @property
     def id(self) -> InstanceId:
         """Unique within the pool."""
-        return self.name or InstanceId(self.endpoint)
+        return self.name or InstanceId(self.place)
+
+    @property
+    def place(self) -> str:
+        """The endpoint, and the rank behind it: `10.0.0.7:8000/1`."""
+        return self.endpoint if self.rank is None else f"{self.endpoint}/{self.rank}"
+
+
+class Scraping(Section):
+    """How often the metrics of engines are read (docs/engines.md)."""
+
+    busy_ms: Milliseconds = 200
+    """Time between two looks at an instance where requests are in flight. Unknown after ten."""
+
+    idle_ms: Milliseconds = 2_000
+    """The same where none are. Unknown after three."""
+
+
+class FileDiscovery(Section):
+    """Instances from a file that something else writes."""
+
+    kind: Literal["file"]
+    """Where instances come from: `file`, `dns`."""
+
+    path: FilePath
+    """`file`: YAML or JSON with a list `instances`, as in this file, each with a `state` besides
+    (`starting`, `ready` or `draining`). Looked at every second."""
+
+
+Discovery: TypeAlias = FileDiscovery
+
+
+def _word_or_section(value: object) -> str:
+    return "section" if isinstance(value, dict | Section) else "word"
 
 
 class Pool(Section):
@@ -226,8 +274,17 @@ class Pool(Section):
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     """The models that every instance of the pool serves."""
 
-    instances: Annotated[tuple[Instance, ...], Field(min_length=1)]
-    """The engines."""
+    instances: Annotated[tuple[Instance, ...], Field(min_length=1)] = ()
+    """The engines; or else `discovery` finds them."""
+
+    discovery: Discovery | None = None
+    """Finds the engines, and notices when they come and go (docs/discovery.md)."""
+
+    metrics: Annotated[
+        Annotated[Literal["off"], Tag("word")] | Annotated[Scraping, Tag("section")],
+        Discriminator(_word_or_section),
+    ] = Scraping()
+    """How often the engines' metrics are read; `off` for engines that have none."""
 
     tenant_header: HeaderName | None = None
     """Request header that names the tenant: prompts of two tenants share no block. For engines that
@@ -237,9 +294,8 @@ class Pool(Section):
     """Tokens a block: the engine's, or a multiple of it, 16 or more for a small index."""
 
     capacity_blocks: Count = 32_768
-    """Blocks that the KV cache of each instance holds, where it does not say its own. Write the
-    engine's (vLLM: `num_gpu_blocks` of `vllm:cache_config_info` at `/metrics`): beyond it a
-    predicted hit is none."""
+    """Blocks that the KV cache of each instance holds, where neither its metrics nor its own
+    `capacity_blocks` say: beyond it a predicted hit is none."""
 
     index_bytes: Count = 4096 * MIB
     """Bound of the pool's index, at 24 bytes for each block that an instance holds; beyond it what
@@ -404,13 +460,9 @@ class TlsFiles(Section):
     given."""
 
 
-def _kind_of_tls(value: object) -> str:
-    return "files" if isinstance(value, dict | TlsFiles) else "word"
-
-
 Tls: TypeAlias = Annotated[
-    Annotated[Literal["off", "self-signed"], Tag("word")] | Annotated[TlsFiles, Tag("files")],
-    Discriminator(_kind_of_tls),
+    Annotated[Literal["off", "self-signed"], Tag("word")] | Annotated[TlsFiles, Tag("section")],
+    Discriminator(_word_or_section),
 ]
 
 

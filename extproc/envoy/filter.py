@@ -25,9 +25,11 @@ from extproc.envoy.names import PICKERS_CLUSTER
 from extproc.stream.headers import (
     METADATA_NAMESPACE,
     POOL_NAMESPACE,
+    RESPONSE_FLAGS,
     ROUTE_METADATA,
     SUBSET_NAMESPACE,
     UPSTREAM_ADDRESS,
+    UPSTREAM_ATTEMPTS,
 )
 
 _MOST_MESSAGE_TIME = timedelta(seconds=10)
@@ -65,8 +67,8 @@ def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> Externa
         processing_mode=_processing_mode(options, changes_answers),
         # A route can name the pool: metadata `homing: {pool: NAME}`.
         request_attributes=[ROUTE_METADATA],
-        # Which engine really answered; Envoy tells it in no other way.
-        response_attributes=[UPSTREAM_ADDRESS],
+        # Which engine really answered, and which could not be reached; told in no other way.
+        response_attributes=[UPSTREAM_ADDRESS, UPSTREAM_ATTEMPTS, RESPONSE_FLAGS],
         message_timeout=message_timeout,
         max_message_timeout=max(message_timeout, _MOST_MESSAGE_TIME),
         # Homing asks for an answer's body where it wants to watch it.

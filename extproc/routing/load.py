@@ -175,6 +175,11 @@ class LoadLedger:
             queue.in_flight + round(trust * queue.others_in_flight),
         )
 
+    def in_flight_at(self, instance: InstanceId) -> int:
+        """Requests in flight at the instance, all replicas'."""
+        queue = self._queues.get(instance)
+        return queue.in_flight + queue.others_in_flight if queue is not None else 0
+
     @property
     def in_flight(self) -> int:
         """This replica's requests in flight in the whole pool."""

@@ -14,6 +14,7 @@ from extproc.config.addresses import UNIX_PREFIX, split_endpoint
 from extproc.errors import ConfigError
 from extproc.index import FOLD_VERSION, Cleared, EdgeRow, Source, overview, rows
 from extproc.log import fingerprint
+from extproc.serve.engines import show_instances
 from extproc.serve.pool import Pool
 from extproc.serve.process import Processor
 from extproc.telemetry import Metrics
@@ -94,6 +95,7 @@ class Admin:
         for state, count in self._processor.states().items():
             self._metrics.streams.labels(state).set(count)
         metrics = self._metrics
+        show_instances(self._pools(), metrics, monotonic())
         by_pool = (metrics.in_flight, metrics.in_flight_elsewhere, metrics.index_blocks)
         digest = (metrics.index_digest, metrics.index_digest_revision)
         by_reason = (metrics.index_evicted, metrics.index_refused)

@@ -5,7 +5,7 @@ import logging
 from time import monotonic
 
 from extproc import __version__, config
-from extproc.index import Bounds, PrefixIndex
+from extproc.index import Bounds, Cleared, PrefixIndex, Source
 from extproc.log import IndexSnapshots
 from extproc.log.pending import Pending
 from extproc.prompt import ServedModel
@@ -14,6 +14,7 @@ from extproc.serve.admin import Admin
 from extproc.serve.digests import Digests
 from extproc.serve.drain import drain
 from extproc.serve.encoder import Encoder
+from extproc.serve.engines import Engines
 from extproc.serve.factlog import fact_log
 from extproc.serve.idle import IdleWork
 from extproc.serve.kv_events import KvEvents
@@ -27,6 +28,7 @@ from extproc.serve.shared_load import SharedLoad
 from extproc.serve.tls import ServerTls
 from extproc.stream import BodyMode, StreamSettings
 from extproc.telemetry import Metrics, OtlpTracer
+from extproc.terms import InstanceId
 
 logger = logging.getLogger("homing.serve")
 
@@ -49,6 +51,8 @@ class App:
         self._events: asyncio.Future[None] | None = None
         self._known: dict[str, Pool] = {}
         self._models = Models(self._model_arrived, self.metrics)
+        self.kv_events: KvEvents | None = None
+        self._engines = Engines(self.metrics, self._emptied)
         # Requests that come while the models are loaded are routed by load.
         self.pools = [self._configured(listed) for listed in settings.pools]
         self._lookup = Pools(self.pools, settings.pool_header)
@@ -97,8 +101,9 @@ class App:
         logger.info("homing %s serves ext_proc on %s", __version__, self.settings.listen)
         await self._log.open()
         await self.take(self.settings)
-        self._idle = asyncio.ensure_future(IdleWork(lambda: self.pools, self.metrics).run())
         self.kv_events = KvEvents(lambda: self.pools, self.metrics)
+        await self._engines.start()
+        self._idle = asyncio.ensure_future(IdleWork(lambda: self.pools, self.metrics).run())
         self._events = asyncio.ensure_future(self.kv_events.run())
         self.ready = True
         await self._server.ready()
@@ -116,7 +121,7 @@ class App:
         pools = [self._configured(listed) for listed in settings.pools]
         listed_names = {pool.name for pool in pools}
         for gone in (pool for pool in self.pools if pool.name not in listed_names):
-            gone.configure(gone.config.model_copy(update={"instances": ()}))
+            gone.configure(gone.config.model_copy(update={"instances": (), "discovery": None}))
             gone.enrol()
         for pool in pools:
             pool.enrol()
@@ -128,6 +133,7 @@ class App:
             }
         self.pools = pools
         self._lookup = Pools(pools, settings.pool_header)
+        self._engines.take(pools)
         self.settings = self.settings.model_copy(
             update={key: getattr(settings, key) for key in RELOADED}
         )
@@ -155,6 +161,11 @@ class App:
         pool.take_secret()
         return pool
 
+    def _emptied(self, pool: Pool, instance: InstanceId) -> None:
+        """An engine has begun anew, as its metrics tell."""
+        if self.kv_events is None or not self.kv_events.emptied(pool.name, instance):
+            pool.append([Cleared(instance, Source.CORRECTION)])
+
     async def drain(self, hurry: asyncio.Event) -> None:
         """Let the open requests end, as `drain` in the configuration says, or until `hurry`."""
         was_ready, self.ready = self.ready, False
@@ -169,6 +180,7 @@ class App:
         if self._events:
             self._events.cancel()
             await asyncio.gather(self._events, return_exceptions=True)
+        await self._engines.stop()
         await self._server.stop()
         await self._log.close()
         await self._admin.stop()

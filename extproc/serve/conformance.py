@@ -6,8 +6,8 @@ that the proxy follows the picker (docs/conformance.md). Who answered is told by
 
 from collections.abc import Mapping, Sequence
 
+from extproc.engines import Instance
 from extproc.errors import NoEndpoint
-from extproc.serve.pool import Instance
 from extproc.serve.subset import matching
 from extproc.stream.headers import CONFORMANCE_SELECTION
 

@@ -10,9 +10,10 @@ from time import monotonic
 from typing import Final
 
 from extproc.config import Events
+from extproc.engines import Instance
 from extproc.engines.events import Address, EventReader, Fold, Root, Stream, Subscription
 from extproc.prompt import root_seed
-from extproc.serve.pool import Instance, Pool
+from extproc.serve.pool import Pool
 from extproc.telemetry import LogOnce, Metrics
 from extproc.terms import BlockKey, Endpoint, InstanceId
 
@@ -71,14 +72,16 @@ class KvEvents:
         self._followers: dict[_Followed, _Follower] = {}
         self._once = LogOnce(logger)
 
-    def emptied(self, pool: str, instance: InstanceId) -> None:
+    def emptied(self, pool: str, instance: InstanceId) -> bool:
         """An instance's cache is empty now, as something else says than its events.
 
-        Where its events are not followed, it is for others to clear it.
+        False where its events are not followed: it is for others to clear it.
         """
         for followed, follower in self._followers.items():
             if (followed.pool, followed.instance) == (pool, instance):
                 self._reader.do(follower.subscription, follower.stream.emptied)
+                return True
+        return False
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -166,13 +169,14 @@ class KvEvents:
 
 
 def _followed(pool: Pool, instance: Instance, events: Events) -> _Followed:
-    listed = next((one for one in pool.config.instances if one.id == instance.id), None)
-    ports = (listed and listed.events) or events
+    ports = instance.events or events
     return _Followed(
         pool.name,
         instance.id,
         instance.endpoint,
-        Address.beside(instance.endpoint, ports.port, ports.replay_port, events.topic),
+        Address.beside(
+            instance.endpoint, ports.port, ports.replay_port, events.topic, instance.rank
+        ),
         pool.config.block_size,
         pool.config.models[0].name,
         pool.secret,

@@ -4,26 +4,14 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from extproc import config, hub
 from extproc.errors import ConfigError
+from extproc.files import Stamp, stamp
 from extproc.loading import load_model
 from extproc.prompt import ServedModel
 from extproc.serve.fetching import Fetching
 from extproc.telemetry import Metrics
-
-Stamp: TypeAlias = tuple[int, int, int]
-"""Inode, time of the last change, size: others when a file is written or replaced."""
-
-
-def stamp(file: Path) -> Stamp | None:
-    """Of the file that a path leads to, through any links; None where there is none."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from extproc.stages import Stages
 from extproc.stream import Pick, Refusal, Reply, Request
 from extproc.stream.headers import SCORES
 from extproc.telemetry import LogOnce, Metrics, Tracer
-from extproc.terms import InstanceId
+from extproc.terms import Endpoint, InstanceId
 
 logger = logging.getLogger("homing.picker")
 
@@ -180,12 +180,12 @@ class Picker:
         stages: Stages,
         answerer: Answerer | None = None,
     ) -> tuple[Pick, Placed]:
-        candidates = eligible(pool.instances, request.subset)
+        now = monotonic()
+        candidates = pool.usable(eligible(pool.instances, request.subset), now)
         if self._conformance:
             candidates = chosen(candidates, request.headers)
         if answerer:
             candidates = [c for c in candidates if c.id == answerer.instance] or candidates
-        now = monotonic()
         with stages.stage("match"):
             chains = encoded.chains if encoded else ()
             known = [pool.index.match(chain.keys) for chain in chains]
@@ -202,10 +202,12 @@ class Picker:
             uncached = float(encoded.tokens - best.cached_tokens)
         else:
             uncached = len(request.body or b"") / BYTES_PER_TOKEN
+        order = _order(ranking, self._fallbacks)
         placed = Placed(
             pool,
             best.instance,
             best.endpoint,
+            order,
             chains,
             encoded.secret if encoded else b"",
             uncached,
@@ -218,8 +220,11 @@ class Picker:
         if watching:
             placed.watch(self._responses)
         return Pick(
-            endpoints=tuple(score.endpoint for score in ranking.scores[: self._fallbacks]),
-            headers=self._trace(request, pool, encoded, ranking, reason, stages),
+            endpoints=order,
+            headers={
+                **self._trace(request, pool, encoded, ranking, reason, stages),
+                **pool.headers_of(best.instance),
+            },
             metadata={SCORES: _scores(ranking)} if self._scores else {},
             answer_headers=_explain(encoded, ranking, reason) if self._explain else {},
             watch_answer=watching,
@@ -283,6 +288,17 @@ def _cached_tokens(
         for instance, held in depth.items():
             cached[instance] = cached.get(instance, 0) + min(held.gpu, most) * size
     return cached
+
+
+def _order(ranking: Ranking, most: int) -> tuple[Endpoint, ...]:
+    """The endpoints to try, best first, each once: ranks behind one port share theirs."""
+    order: list[Endpoint] = []
+    for score in ranking.scores:
+        if len(order) == most:
+            break
+        if score.endpoint not in order:
+            order.append(score.endpoint)
+    return tuple(order)
 
 
 def _scores(ranking: Ranking) -> str:

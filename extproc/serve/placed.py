@@ -10,6 +10,7 @@ from extproc.routing import Ticket
 from extproc.serve.pool import Pool
 from extproc.serve.responses import IdReader, Responses
 from extproc.stream import Answered
+from extproc.stream.headers import UPSTREAM_CONNECTION_FAILURE
 from extproc.telemetry import Metrics
 from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, Endpoint, InstanceId, PackedKeys
 
@@ -23,12 +24,14 @@ class Placed:
     engine refuses the request, or another instance serves it, what was newly asserted is taken
     back.
 
-    secret: that the chains' keys were made with.
+    secret: that the chains' keys were made with. order: endpoints as picked, best first.
+    endpoint: whose the request is, as far as is known.
     """
 
     pool: Pool
     instance: InstanceId
     endpoint: Endpoint
+    order: tuple[Endpoint, ...]
     chains: tuple[Chain, ...]
     secret: bytes
     uncached: float
@@ -50,10 +53,25 @@ class Placed:
         """Response headers came. A failed request leaves no blocks; a retried one moves."""
         status = f"{answer.status // 100}xx" if answer.status else "none"
         self.metrics.answers.labels(self.pool.name, status).inc()
+        self._learn(answer)
         if answer.served is not None and answer.served != self.endpoint:
             self._move(answer.served)
         if answer.status >= 400:
             self._retract()
+
+    def _learn(self, answer: Answered) -> None:
+        """Who could not be reached: all before the last one tried, and the last if so flagged."""
+        served, conditions, now = answer.served, self.pool.members.conditions, monotonic()
+        last = Endpoint(served) if served is not None else self.endpoint
+        for endpoint in self.order[: max(answer.attempts - 1, 0)]:
+            if endpoint != last:
+                conditions.unreachable(endpoint, now)
+        if answer.flags is None:
+            return
+        if answer.flags & UPSTREAM_CONNECTION_FAILURE:
+            conditions.unreachable(last, now)
+        elif answer.flags == 0 and answer.attempts:
+            conditions.answered(last)
 
     def watch(self, responses: Responses) -> None:
         """The answer's body will be shown: learn its response id."""
@@ -77,6 +95,8 @@ class Placed:
             self._asserted = []
 
     def _expect(self, depths: Sequence[Depths]) -> None:
+        if self.pool.members.is_misfit(self.instance):
+            return
         known = [
             (chain, depth) for chain, depth in zip(self.chains, depths, strict=True) if chain.keys
         ]
@@ -100,7 +120,7 @@ class Placed:
         self._retract()
         self.metrics.rerouted.labels(self.pool.name).inc()
         self.ended()
-        actual = next((one for one in self.pool.instances if one.endpoint == served), None)
+        actual = self.pool.members.at(served, like=self.instance)
         if actual is None:
             self._ticket = None
             return

@@ -1,10 +1,12 @@
 """One pool as this process serves it: its models, instances, index, log and load."""
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from extproc import config as configuration
+from extproc.engines import Instance, Members
+from extproc.engines.discovery import instance_of
 from extproc.index import Depths, Dropped, Fact, Held, PrefixIndex
 from extproc.log import FactLog
 from extproc.log.pending import Pending
@@ -13,7 +15,7 @@ from extproc.routing import POLICIES, InstanceView, LoadLedger, Policy, PoolView
 from extproc.serve.digests import Digests
 from extproc.serve.expectations import Expectations
 from extproc.serve.roster import Roster
-from extproc.terms import KEY_BYTES, Endpoint, InstanceId, PackedKeys
+from extproc.terms import KEY_BYTES, InstanceId, PackedKeys
 
 NEVER = 1 << 62
 """The ticket of what is not in the log: it does not settle."""
@@ -21,14 +23,6 @@ NEVER = 1 << 62
 ASSURED_ROOM = 2
 """How often its capacity an instance may hold whose events say what it holds. It evicts in an order
 of its own, so the index must not go before it; the rest is for what is expected and on its way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """An instance that the configuration lists."""
-
-    id: InstanceId
-    endpoint: Endpoint
 
 
 @dataclass(slots=True)
@@ -55,7 +49,7 @@ class Pool:
     model_names: frozenset[str] = frozenset()
     adapters: frozenset[str] = frozenset()
     renames: dict[str, str] = field(default_factory=dict)
-    instances: tuple[Instance, ...] = ()
+    members: Members = field(default_factory=Members)
     expectations: Expectations = field(default_factory=Expectations)
     assured: set[InstanceId] = field(default_factory=set)
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
@@ -114,10 +108,20 @@ class Pool:
         for fact in dropped:
             self.pending.retract(fact)
 
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Those that the configuration lists, or that its discovery listed last."""
+        return self.members.instances
+
     def configure(self, listed: configuration.Pool) -> None:
-        """Take over what the configuration lists; `enrol` tells the log."""
+        """Take over what the configuration says, with the instances that it lists.
+
+        Those that a discovery found stay until it says otherwise. `enrol` tells the log.
+        """
         self.config = listed
-        self.instances = tuple(Instance(entry.id, entry.endpoint) for entry in listed.instances)
+        if listed.discovery is None:
+            scraped = listed.metrics != "off"
+            self.members.set_instances([instance_of(one, scraped) for one in listed.instances])
         self.adapters = frozenset(name for model in listed.models for name in model.adapters)
         self.model_names = frozenset(name for model in listed.models for name in model.names)
         self.renames = {
@@ -131,16 +135,14 @@ class Pool:
         """Let the log know which instances are there, for the first time once it is open.
 
         New ones join empty, missing ones leave; those that the index has keep what they hold.
+        Before a discovery has said anything, nobody is missing.
         """
+        if not self.members.known:
+            return
         if self.roster is None:
             self.roster = Roster(self.index)
-        listed = self.config
-        capacities = {
-            entry.id: listed.capacity_of(entry) * (ASSURED_ROOM if entry.id in self.assured else 1)
-            for entry in listed.instances
-        }
         facts = self.roster.change(
-            (one.id, one.endpoint, listed.block_size, capacities.get(one.id))
+            (one.id, one.endpoint, self.config.block_size, self._capacity(one))
             for one in self.instances
         )
         self._enrolled = self.log.append(self.name, facts)
@@ -153,33 +155,49 @@ class Pool:
         if not self.index.backlog and (facts := self.roster.lost(self.index)):
             self._enrolled = self.log.append(self.name, facts)
 
+    def _capacity(self, instance: Instance) -> int | None:
+        """Blocks that it can hold; None as long as it may still say so itself."""
+        config = self.config
+        blocks = self.members.capacity(instance, config.block_size, config.capacity_blocks)
+        if blocks is None or instance.id not in self.assured:
+            return blocks
+        return blocks * ASSURED_ROOM
+
+    def usable(self, instances: Sequence[Instance], now: float) -> Sequence[Instance]:
+        """Those of them that a request should go to: never empty where they are not."""
+        return self.members.conditions.usable(instances, now)
+
+    def headers_of(self, instance: InstanceId) -> Mapping[str, str]:
+        """Request headers that lead to the instance, besides its endpoint."""
+        listed = self.members.of(instance)
+        return listed.headers if listed is not None else {}
+
     def view(
-        self, eligible: Iterable[Instance], cached: Mapping[InstanceId, int], now: float
+        self, eligible: Sequence[Instance], cached: Mapping[InstanceId, int], now: float
     ) -> PoolView:
         """What the policy sees: the eligible instances with their load.
 
         cached: tokens of the prompt that an instance holds; absent = 0.
         """
         rate = self.config.prefill_rate
-        views = []
-        for instance in eligible:
-            waiting, in_flight = self.load.of(instance.id, now, rate)
-            views.append(
-                InstanceView(
-                    instance=instance.id,
-                    endpoint=instance.endpoint,
-                    cached_tokens=cached.get(instance.id, 0),
-                    waiting_tokens=waiting,
-                    in_flight=in_flight,
-                    prefill_rate=rate,
-                )
+        ours = [self.load.of(instance.id, now, rate) for instance in eligible]
+        loads = self.members.conditions.loads(eligible, ours, now)
+        views = [
+            InstanceView(
+                instance=instance.id,
+                endpoint=instance.endpoint,
+                cached_tokens=cached.get(instance.id, 0),
+                waiting_tokens=load.waiting,
+                in_flight=load.in_flight,
+                prefill_rate=rate,
             )
+            for instance, load in zip(eligible, loads, strict=True)
+        ]
         return PoolView(views, rate, self.utilisation.at(now, len(self.instances)))
 
     def describe(self, now: float) -> dict[str, object]:
         """The pool as the admin port shows it: names, counts and load."""
         rate = self.config.prefill_rate
-        load = {instance.id: self.load.of(instance.id, now, rate) for instance in self.instances}
         return {
             "name": self.name,
             "models": sorted(self.model_names),
@@ -191,9 +209,11 @@ class Pool:
                     "name": instance.id,
                     "endpoint": instance.endpoint,
                     "blocks": self.index.held_blocks(instance.id),
-                    "in_flight": load[instance.id][1],
-                    "waiting_tokens": round(load[instance.id][0]),
+                    "in_flight": load.in_flight,
+                    "waiting_tokens": round(load.waiting),
+                    **self.members.describe(instance, now),
                 }
                 for instance in self.instances
+                for load in (self.load.of(instance.id, now, rate),)
             ],
         }

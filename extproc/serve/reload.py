@@ -12,14 +12,10 @@ from pathlib import Path
 
 from extproc.config import Config, Pool, load_config
 from extproc.errors import ConfigError
+from extproc.files import LOOK_S, FileWatch
 from extproc.serve.app import RELOADED, App
-from extproc.serve.models import stamp
 
 logger = logging.getLogger("homing.reload")
-
-LOOK_S = 1.0
-"""How often files are looked at: a few system calls. Of those who tell of changes instead, none
-reaches network file systems, or through the links that Kubernetes swaps."""
 
 
 class Reloader:
@@ -29,8 +25,8 @@ class Reloader:
         self._app = app
         self._path = path
         self._asked = asyncio.Event()
-        self._config = _Watch([path])
-        self._tls = _Watch(app.tls.files if app.tls else ())
+        self._config = FileWatch([path])
+        self._tls = FileWatch(app.tls.files if app.tls else ())
 
     def ask(self) -> None:
         """Reload soon, whether files have changed or not: for SIGHUP."""
@@ -100,29 +96,6 @@ class Reloader:
         self._app.metrics.reloads.labels(what, "refused").inc()
         for line in findings.splitlines():
             logger.error("%s not reloaded, the old one stays: %s", what, line)
-
-
-class _Watch:
-    """Whether files have changed, through links."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
-        self._taken = self._seen = self._stamps()
-
-    def rested(self) -> bool:
-        """True once for each change, at the second look that sees it."""
-        before, self._seen = self._seen, self._stamps()
-        if self._seen == self._taken or self._seen != before:
-            return False
-        self._taken = self._seen
-        return True
-
-    def take(self) -> None:
-        """What is there now is no change."""
-        self._taken = self._seen = self._stamps()
-
-    def _stamps(self) -> list[object]:
-        return [stamp(file) for file in self._files]
 
 
 def _fixed(before: Config, after: Config) -> list[str]:

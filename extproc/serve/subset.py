@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from extproc.engines import Instance
 from extproc.errors import NoEndpoint
-from extproc.serve.pool import Instance
 
 
 def eligible(instances: Sequence[Instance], subset: Sequence[str] | None) -> Sequence[Instance]:

@@ -114,11 +114,16 @@ class Answered:
     """Response headers were seen. status: of the engine, 0 where there is none.
 
     served: the endpoint that really answered, where the proxy tells, else None.
+    attempts: endpoints that the proxy tried, 0 where it does not tell.
+    flags: what it has to say of the answer itself (`headers.RESPONSE_FLAGS`), None where it does
+        not tell; 0: an engine gave it.
     """
 
     status: int
     headers: Mapping[str, str]
     served: str | None
+    attempts: int = 0
+    flags: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,18 @@ SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 UPSTREAM_ADDRESS: Final = "upstream.address"
 """Attribute with who answered, for proxies that set no `SERVED` metadata (Envoy is one)."""
 
+UPSTREAM_ATTEMPTS: Final = "upstream.request_attempt_count"
+"""Attribute with the number of engines that the proxy tried, retries included."""
+
+RESPONSE_FLAGS: Final = "response.flags"
+"""Attribute with what the proxy itself has to say of an answer, as bits; 0 for an engine's own."""
+
+UPSTREAM_CONNECTION_FAILURE: Final = 0x20
+"""The bit of `RESPONSE_FLAGS` that says that the last engine tried could not be connected to."""
+
+ENGINE_RANK: Final = "x-data-parallel-rank"
+"""Request header that chooses among data-parallel ranks behind one port (vLLM, SGLang)."""
+
 POOL_NAMESPACE: Final = "homing"
 POOL_KEY: Final = "pool"
 """Metadata of the request or of its route that names the pool, for operators with many."""
@@ -45,6 +57,6 @@ REASON: Final = "x-homing-reason"
 """Response header of a 429 or 503: why."""
 
 CONTROL_HEADERS: Final = frozenset(
-    (DESTINATION, SUBSET, SERVED, CONFORMANCE_SELECTION, CONFORMANCE_SERVED)
+    (DESTINATION, SUBSET, SERVED, ENGINE_RANK, CONFORMANCE_SELECTION, CONFORMANCE_SERVED)
 )
 """A client's own are removed from every request, with all that begins with `OWN_PREFIX`."""

@@ -33,6 +33,7 @@ from extproc.stream.messages import (
     read_attribute,
     read_flags,
     read_headers,
+    read_outcome,
     read_pool,
     read_protocol,
     read_served,
@@ -242,7 +243,8 @@ class Stream:
         """The proxy only tells, and waits for nothing."""
         if message.HasField("response_headers"):
             headers = read_headers(message.response_headers.headers)
-            return [Answered(_status(headers), headers, read_served(message))]
+            outcome = read_outcome(message)
+            return [Answered(_status(headers), headers, read_served(message), *outcome)]
         return []
 
     def _request_headers(self, message: ProcessingRequest) -> list[Command]:
@@ -449,7 +451,7 @@ class Stream:
             answer = build_headers(part, headers=ours, remove=remove, override=override)
         else:
             answer = CONTINUE[part]
-        return [Send(answer), Answered(status, headers, served)]
+        return [Send(answer), Answered(status, headers, served, *read_outcome(message))]
 
     def _choose_rewriter(self, headers: dict[str, str]) -> BodyRewriter | None:
         """None, too, where the proxy will not show the body."""

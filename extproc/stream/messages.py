@@ -23,11 +23,13 @@ from extproc.stream.headers import (
     POOL_KEY,
     POOL_NAMESPACE,
     REASON,
+    RESPONSE_FLAGS,
     ROUTE_METADATA,
     SERVED,
     SUBSET,
     SUBSET_NAMESPACE,
     UPSTREAM_ADDRESS,
+    UPSTREAM_ATTEMPTS,
 )
 from proto_gen.base_pb2 import HeaderMap, HeaderValueOption, Metadata
 from proto_gen.ext_proc_pb2 import (
@@ -137,6 +139,12 @@ def read_served(message: ProcessingRequest) -> str | None:
     return read_attribute(message, UPSTREAM_ADDRESS)
 
 
+def read_outcome(message: ProcessingRequest) -> tuple[int, int | None]:
+    """(attempts, flags) of `Answered`."""
+    attempts, flags = read_number(message, UPSTREAM_ATTEMPTS), read_number(message, RESPONSE_FLAGS)
+    return attempts or 0, flags
+
+
 def read_pool(message: ProcessingRequest) -> str | None:
     """The pool that the request's metadata names, or else its route's; None if neither does.
 
@@ -165,6 +173,16 @@ def read_attribute(message: ProcessingRequest, name: str) -> str | None:
         value = attributes.fields.get(name)
         if value is not None:
             return value.string_value or None
+    return None
+
+
+def read_number(message: ProcessingRequest, name: str) -> int | None:
+    """A whole number among the attributes; None if absent or no such number."""
+    for attributes in message.attributes.values():
+        value = attributes.fields.get(name)
+        if value is not None:
+            number = value.number_value
+            return int(number) if 0 <= number < 2**53 else None
     return None
 
 

@@ -191,6 +191,32 @@ class Metrics:
             ["pool"],
             registry=registry,
         )
+        self.instances = Gauge(
+            "homing_instances",
+            "Instances of a pool, by what discovery says of them (starting, ready, draining) and "
+            "whether they answer.",
+            ["pool", "state", "answers"],
+            registry=registry,
+        )
+        self.load_unknown = Gauge(
+            "homing_instances_load_unknown",
+            "Instances whose load is not known: no metrics, or none for too long.",
+            ["pool"],
+            registry=registry,
+        )
+        self.discovery_errors = Counter(
+            "homing_discovery_errors",
+            "Times that the instances of a pool could not be learnt; they stayed as they were.",
+            ["pool", "kind"],
+            registry=registry,
+        )
+        self.scrapes = Counter(
+            "homing_scrapes",
+            "Looks at the metrics of instances, by what came of them (read, nothing: an answer "
+            "that is no engine's metrics, refused, silent).",
+            ["pool", "result"],
+            registry=registry,
+        )
         self.reloads = Counter(
             "homing_reloads",
             "Changes of the configuration, the certificate or a model on a hub, by what came of "
@@ -315,6 +341,7 @@ class Metrics:
         # Looking a label up costs 3 µs, five times an increment: a pick's are kept.
         self.stage = cache(self.stage_seconds.labels)
         self.pick = cache(self.picks.labels)
+        self.scrape = cache(self.scrapes.labels)
         self.prompt = cache(
             lambda pool: (
                 self.prompt_tokens.labels(pool),

@@ -57,7 +57,7 @@ async def test_grpc_requests_go_to_the_least_loaded() -> None:
 
 async def test_a_grpc_request_to_an_empty_pool_is_a_503() -> None:
     async with serving(pool_of(*POOL)) as (app, channel):
-        app.pools[0].instances = ()
+        app.pools[0].members.set_instances(())
         (refusal,) = await Wire(channel).ask(request_headers(GRPC, path=METHODS[0], end=True))
     assert refusal.immediate_response.status.code == 503
 

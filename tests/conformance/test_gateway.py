@@ -136,6 +136,7 @@ def two_pools(listed: Sequence[Engine], *, conformance: bool) -> Config:
             name=name,
             models=(Model(name=name, tokenizer=DEMO_TOKENIZER),),
             instances=tuple(Instance(endpoint=Endpoint(one.endpoint)) for one in members),
+            metrics="off",
         )
         for name, members in (("first", listed[:half]), ("second", listed[half:]))
     )

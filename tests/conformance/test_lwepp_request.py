@@ -44,7 +44,7 @@ async def test_the_selection_header_overrides_the_choice(body: bytes | None) -> 
 
 async def test_a_pool_without_instances_is_a_503() -> None:
     async with serving(pool_of(ONE)) as (app, channel):
-        app.pools[0].instances = ()
+        app.pools[0].members.set_instances(())
         for body in (None, chat(LONG)):
             refusal = await pick(channel, request_headers(), body)
             assert refusal.immediate_response.status.code == 503

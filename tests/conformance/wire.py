@@ -33,6 +33,7 @@ def pool_of(*endpoints: str, conformance: bool = False, **changes: Any) -> Confi
         name="test",
         models=(Model(name=MODEL, aliases=("alias",), tokenizer=DEMO_TOKENIZER),),
         instances=tuple(Instance(endpoint=Endpoint(endpoint)) for endpoint in endpoints),
+        metrics="off",
     )
     defaults: dict[str, Any] = {
         "listen": "127.0.0.1:0",

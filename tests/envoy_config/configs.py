@@ -24,6 +24,7 @@ def config(
                     "name": f"pool-{number}",
                     "models": ({"name": f"model-{number}", "tokenizer": str(DEMO_TOKENIZER)},),
                     "instances": tuple({"endpoint": endpoint} for endpoint in endpoints),
+                    "metrics": "off",
                 }
                 for number, endpoints in enumerate(pools)
             ),

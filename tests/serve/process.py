@@ -56,7 +56,7 @@ def configuration(**changes: Any) -> dict[str, Any]:
         "explain": True,
         "limits": {"pick_timeout_ms": 20_000},
         "envoy": {"message_timeout_ms": 30_000},
-        "pools": [{"name": "test", "models": [model], "instances": instances}],
+        "pools": [{"name": "test", "models": [model], "instances": instances, "metrics": "off"}],
         **changes,
     }
 

@@ -30,6 +30,7 @@ def config(**changes: Any) -> Config:
             Instance(name=InstanceId(name), endpoint=Endpoint(endpoint))
             for name, endpoint in ENDPOINTS.items()
         ),
+        metrics="off",
     )
     defaults: dict[str, Any] = {
         "listen": "127.0.0.1:0",

@@ -214,6 +214,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_name(tmp_pa
         "name": "test",
         "models": [{"name": "m", "tokenizer": "bad"}],
         "instances": [{"endpoint": "10.0.0.1:8000"}],
+        "metrics": "off",
     }
     async with started(tmp_path, pools=[pool]) as homing:
         assert await homing.ended() == 2

@@ -15,6 +15,7 @@ def pool(name: str, endpoint: str, *models: str) -> Pool:
         name=name,
         models=tuple(Model(name=model, tokenizer=DEMO_TOKENIZER) for model in models),
         instances=(Instance(name=InstanceId(name), endpoint=Endpoint(endpoint)),),
+        metrics="off",
     )
 
 

@@ -51,6 +51,7 @@ def pool(name: str, model: str, instances: list[str], **more: Any) -> dict[str, 
         "name": name,
         "models": [{"name": model, "aliases": [f"{model}-alias"], "tokenizer": "tok"}],
         "instances": [{"name": one, "endpoint": ENDPOINTS[one]} for one in instances],
+        "metrics": "off",
         **more,
     }
 

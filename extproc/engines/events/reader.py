@@ -70,7 +70,8 @@ class EventReader:
     """All subscriptions of a process. Made, used and closed in one event loop."""
 
     def __init__(self) -> None:
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.asyncio.Context | None = None
+        """Made when there is something to follow: it has threads of its own."""
         self._subscriptions: set[Subscription] = set()
         self._due: deque[Subscription] = deque()
         self._wake = asyncio.Event()
@@ -114,7 +115,9 @@ class EventReader:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._subscriptions.clear()
-        self._context.destroy(linger=0)
+        if self._context is not None:
+            self._context.destroy(linger=0)
+            self._context = None
 
     # Taking in
 
@@ -212,6 +215,8 @@ class EventReader:
         self.do(subscription, partial(stream.replay_ended, request, answered))
 
     def _socket(self, kind: int) -> zmq.asyncio.Socket:
+        if self._context is None:
+            self._context = zmq.asyncio.Context()
         socket = self._context.socket(kind)
         socket.linger = 0
         socket.maxmsgsize = MAX_MESSAGE_BYTES

@@ -1,0 +1,16 @@
+"""Which instances a pool has: one interface, and a file for each way to learn it."""
+
+from extproc import config
+from extproc.engines.discovery.entries import instance_of
+from extproc.engines.discovery.file import FileDiscovery
+from extproc.engines.discovery.interface import Discovery, DiscoveryError, follow
+
+__all__ = ["Discovery", "DiscoveryError", "discovery_of", "follow", "instance_of"]
+
+
+def discovery_of(pool: config.Pool) -> Discovery | None:
+    """What finds the pool's instances; None where the configuration lists them."""
+    found = pool.discovery
+    if found is None:
+        return None
+    return FileDiscovery(found.path, scraped=pool.metrics != "off")
