@@ -335,7 +335,7 @@ class EtcdTls(Section):
     """TLS to etcd. The files are read at every connection."""
 
     ca: FilePath | None = None
-    """Roots of etcd's certificates, PEM; the system's if not given."""
+    """Roots of etcd's certificates, PEM; the public ones that gRPC has if not given."""
 
     cert: FilePath | None = None
     """Homing's own certificate, PEM, where etcd asks for one (mutual TLS)."""
@@ -367,7 +367,7 @@ class EtcdLog(Section):
         ]
         | None
     ) = None
-    """TLS: a mapping, `{}` for the system's roots, or `off`. Off if not given, where all endpoints
+    """TLS: a mapping, `{}` for public roots, or `off`. Off if not given, where all endpoints
     are loopback addresses; needed everywhere else."""
 
     user: Annotated[str, Field(min_length=1)] | None = None

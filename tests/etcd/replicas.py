@@ -33,8 +33,8 @@ class Replica:
         self.log = EtcdLog(Settings(**values), self.metrics)
         self.index = PrefixIndex()
         self.facts: list[Fact] = []
-        snapshots = IndexSnapshots(POOL, self.index, lambda: self.log.secret(POOL) or b"")
-        self.log.subscribe(POOL, self._apply, self._reload, snapshots)
+        self.snapshots = IndexSnapshots(POOL, self.index, lambda: self.log.secret(POOL) or b"")
+        self.log.subscribe(POOL, self._apply, self._reload, self.snapshots)
 
     def _apply(self, _: int, fact: Fact) -> None:
         self.facts.append(fact)

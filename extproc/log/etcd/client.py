@@ -79,8 +79,10 @@ class Connection:
         self.closed = True
         await self.channel.close()
 
-    async def watch(self, prefix: bytes, revision: int) -> AsyncGenerator[WatchResponse, None]:
-        """Responses with what is put under the prefix from this revision on, in order.
+    async def watch(
+        self, prefix: bytes, revision: int, *, puts_only: bool = False
+    ) -> AsyncGenerator[WatchResponse, None]:
+        """Responses with what changes under the prefix from this revision on, in order.
 
         Ends only by an error: gRPC's, or Away. Close it when you leave it.
         """
@@ -101,6 +103,7 @@ class Connection:
                 "key": prefix,
                 "range_end": after(prefix),
                 "start_revision": revision,
+                "filters": [1] if puts_only else [],  # NODELETE
                 "fragment": True,
             }
             await stream.write(WatchRequest(create_request=create))

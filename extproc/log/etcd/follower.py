@@ -36,6 +36,10 @@ class _Cluster:
     revision: int
 
 
+class StartOver(Exception):
+    """The log is to be read from its start; the message says why."""
+
+
 class Follower:
     """Keeps one pool's subscribers up with the log."""
 
@@ -55,11 +59,13 @@ class Follower:
                 await self._catch_up()
                 backoff.reset()
                 await self._watch()
+            except StartOver as why:
+                self._start_over(str(why))
             except Away as away:
                 if away.reason == "compacted":
                     self._start_over("compacted")
-                    continue
-                self._metrics.failed(away.reason)
+                else:
+                    self._metrics.failed(away.reason)
             await backoff.wait()
 
     def _start_over(self, why: str) -> None:
@@ -152,7 +158,8 @@ class Follower:
         pieces = [
             bytes(kv.value) async for page in pages(self._client, prefix, revision) for kv in page
         ]
-        if not whole(pointer, pieces, state.signer):
+        # In a thread: a second for a gigabyte, and hashing lets others go on.
+        if not await asyncio.to_thread(whole, pointer, pieces, state.signer):
             self._bad_snapshot("pieces are missing or damaged")
             return None, []
         return pointer, pieces
@@ -179,12 +186,13 @@ class Follower:
         state = self._state
         async with (
             self._client.using() as connection,
-            aclosing(connection.watch(state.keys.log, self._read_to + 1)) as responses,
+            aclosing(
+                connection.watch(state.keys.log, self._read_to + 1, puts_only=True)
+            ) as responses,
         ):
             async for response in responses:
                 for event in response.events:
-                    if event.type == 0:  # a put; deletions are trimming
-                        await self._changed(event.kv)
+                    await self._changed(event.kv)
 
     async def _changed(self, kv: Any) -> None:
         state = self._state
@@ -205,7 +213,7 @@ class Follower:
         state.snapshot = pointer.revision
         state.size.cut(pointer.revision)
         if not state.whole:
-            raise Away("compacted", "a new snapshot may have what this replica lacks")
+            raise StartOver("new snapshot")  # which may have what this replica lacks
 
     async def _record(self, kv: Any) -> None:
         state = self._state

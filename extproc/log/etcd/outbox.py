@@ -34,13 +34,15 @@ class Outbox:
 
     writer: random, 64 bits, another one at every start of a process. max_bytes: of facts that wait.
     dropped: facts that were left out for want of room. waiting_bytes: of facts that wait.
-    Times are the caller's, in seconds.
+    unreturned_bytes: of records that were begun and have not come back. Times are the caller's, in
+    seconds.
     """
 
     def __init__(self, writer: int, max_bytes: int) -> None:
         self.writer = writer
         self.dropped = 0
         self.waiting_bytes = 0
+        self.unreturned_bytes = 0
         self._max_bytes = max_bytes
         self._tickets = 0
         self._seq = 0
@@ -81,6 +83,11 @@ class Outbox:
         return not self._waiting and self._writing is None
 
     @property
+    def ahead(self) -> bool:
+        """Whether so much has not come back that writing more would only take memory."""
+        return self.unreturned_bytes >= self._max_bytes
+
+    @property
     def full(self) -> bool:
         """Whether waiting longer would not make the next record fuller."""
         return self.waiting_bytes >= MAX_RECORD_BYTES
@@ -100,6 +107,7 @@ class Outbox:
             value = seal(signer, place(self.writer, self._seq), encode(facts, version))
             self._writing = Batch(self._seq, first, since, tuple(facts), value)
             self._out.append(self._writing)
+            self.unreturned_bytes += len(value)
         return self._writing
 
     def written(self, batch: Batch) -> None:
@@ -113,6 +121,7 @@ class Outbox:
             self._writing = None
             self.dropped += len(batch.facts)
             self._out.remove(batch)
+            self.unreturned_bytes -= len(batch.value)
 
     def clear(self) -> None:
         """Leave out all that is not written: its keys mean nothing any more."""
@@ -134,6 +143,7 @@ class Outbox:
         batch: Batch | None = None
         while self._out and self._out[0].seq <= seq:
             batch = self._out.popleft()
+            self.unreturned_bytes -= len(batch.value)
             if batch is self._writing:
                 self._writing = None
         return batch

@@ -110,7 +110,7 @@ class Snapshotter:
         mine = state.outbox.writer
         for number, piece in enumerate(pieces):
             await self._led([KVService.txn_op_put(state.keys.piece(revision, mine, number), piece)])
-        pointer = point(revision, mine, writers, pieces, state.signer)
+        pointer = await asyncio.to_thread(point, revision, mine, writers, pieces, state.signer)
         await self._led(
             [KVService.txn_op_put(state.keys.pointer, pointer)],
             KVService.txn_compare_version(state.keys.pointer, version),

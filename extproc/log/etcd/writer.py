@@ -17,6 +17,10 @@ GATHER_S = 0.025
 """Facts are gathered so long: at most 40 records a second."""
 
 
+FULL_S = 0.5
+"""How often it is looked whether there is room again."""
+
+
 class Writer:
     """Appends for one pool."""
 
@@ -43,8 +47,8 @@ class Writer:
         """Wait until the next record is due, and has room in the log."""
         if not self._state.outbox.full:
             await asyncio.sleep(self._last + GATHER_S - monotonic())
-        while self._state.size.full:  # noqa: ASYNC110 - seldom, and nobody tells
-            await asyncio.sleep(1.0)
+        while self._state.size.full or self._state.outbox.ahead:  # noqa: ASYNC110 - seldom
+            await asyncio.sleep(FULL_S)
         self._last = monotonic()
 
     async def _put(self, batch: Batch) -> None:
