@@ -132,7 +132,7 @@ def test_with_another_secret_what_waits_is_void() -> None:
 
 
 def test_it_says_when_what_does_not_come_back_takes_too_much_memory() -> None:
-    outbox = Outbox(WRITER, 120)
+    outbox = Outbox(WRITER, 100)
     outbox.append([held(A, "xyz")], 0.0)
     batch = taken(outbox)
     assert not outbox.ahead
