@@ -127,11 +127,13 @@ class EventReader:
             self._wake.clear()
             while self._due:
                 until = perf_counter() + SLICE_S
-                while self._due and perf_counter() < until:
+                while self._due:
                     subscription = self._due.popleft()
                     subscription.due = self._step(subscription)
                     if subscription.due:
                         self._due.append(subscription)
+                    if perf_counter() >= until:
+                        break
                 await asyncio.sleep(0)
 
     def _step(self, subscription: Subscription) -> bool:
