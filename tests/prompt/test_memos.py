@@ -275,6 +275,73 @@ def test_date_of_a_template_is_never_remembered(tmp_path: Path) -> None:
     assert on.counts.used > 0
 
 
+class Midnight:
+    """A clock that is past midnight after so many looks, and that can be set back."""
+
+    def __init__(self) -> None:
+        self.looks = 1_000_000
+
+    def __call__(self) -> datetime:
+        self.looks -= 1
+        return datetime(2026, 1, 1 if self.looks >= 0 else 2)
+
+
+def dated(tmp_path: Path, now: Midnight) -> tuple[ServedModel, ServedModel]:
+    """A model whose prompts begin with the date, with memos and without."""
+    file = tmp_path / "dated.jinja"
+    file.write_text(
+        "{{ strftime_now('%d %b') }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    )
+    return load("qwen3", file, now=now), load("qwen3", file, memo_bytes=0, now=now)
+
+
+def test_date_that_changes_in_mid_request_turns_no_shape_off(tmp_path: Path) -> None:
+    """Whatever was rendered before midnight and after it differs, and says nothing of the shape."""
+    now = Midnight()
+    on, off = dated(tmp_path, now)
+    for looks in range(12):
+        now.looks = 1_000_000
+        *known, last = plain_turns(Random(looks), 4, tools=False)
+        for chat in known:
+            assert encoded(on, chat) == encoded(off, chat)
+        now.looks = looks
+        encoded(on, last)
+    assert on.counts.different == 0
+    now.looks = 1_000_000
+    used = on.counts.used
+    for chat in plain_turns(Random(99), 4, tools=False):
+        assert encoded(on, chat) == encoded(off, chat)
+    assert on.counts.used > used
+
+
+def test_what_was_rendered_over_midnight_is_not_remembered(tmp_path: Path) -> None:
+    """Not even for a clock that is set back."""
+    now = Midnight()
+    on, off = dated(tmp_path, now)
+    for looks in range(12):
+        chats = plain_turns(Random(looks), 3, tools=False)
+        now.looks = looks
+        encoded(on, chats[0])
+        now.looks = 1_000_000
+        for chat in chats[1:]:
+            assert encoded(on, chat) == encoded(off, chat), looks
+
+
+def test_sampled_turn_is_not_checked_on_another_day(tmp_path: Path) -> None:
+    now = Midnight()
+    on, _ = dated(tmp_path, now)
+    seed = 0
+    while not on._turns or not on._turns._audits:
+        for chat in plain_turns(Random(seed), 8, tools=False):
+            encoded(on, chat)
+        seed += 1
+    checked = on.counts.checked
+    now.looks = 0
+    assert on.audit()
+    assert (on.counts.checked, on.counts.different) == (checked, 0)
+
+
 def added(content: str, **flags: bool) -> dict[str, Any]:
     return {"content": content, "special": True, "normalized": False} | flags
 

@@ -220,6 +220,31 @@ def test_template_that_would_run_for_ever_is_stopped(
         run(source)
 
 
+@pytest.mark.parametrize(
+    ("call", "counted"),
+    [
+        ("s.strip()", False),
+        ("d.get('a')", False),
+        ("l.index(1)", True),
+        ("s.encode()", True),
+        ("range(1)", True),
+        ("namespace()", True),
+    ],
+)
+def test_every_call_is_a_step_but_those_of_plain_texts_and_dicts(
+    call: str, counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of built-in methods, which Jinja's own checks are for."""
+    monkeypatch.setattr(sandbox_module, "MAX_STEPS", 10)
+    source = f"{{{{ {call} }}}}" * 11
+    values = {"s": " x ", "d": {"a": 1}, "l": [1]}
+    if counted:
+        with pytest.raises(TooManyStepsError):
+            run(source, **values)
+    else:
+        assert run(source, **values)
+
+
 def test_steps_are_counted_for_each_render() -> None:
     sandbox = ChatSandbox(**OPTIONS)
     template = sandbox.from_string("{% for x in range(90000) %}{% endfor %}")
