@@ -130,8 +130,19 @@ class Exchange:
         await self.chunk(data, end=True)
         return await self.read()
 
-    async def answer(self, status: int, served: str | None = None) -> ProcessingResponse:
+    async def answer(
+        self,
+        status: int,
+        served: str | None = None,
+        attempts: int | None = None,
+        flags: int | None = None,
+    ) -> ProcessingResponse:
+        """The engine's answer; attempts, flags: what Envoy tells of it."""
         message = ProcessingRequest()
+        outcome = {"upstream.request_attempt_count": attempts, "response.flags": flags}
+        told = {name: value for name, value in outcome.items() if value is not None}
+        if told:
+            message.attributes["envoy.filters.http.ext_proc"].update(told)
         header = message.response_headers.headers.headers.add()
         header.key, header.raw_value = ":status", str(status).encode()
         if served is not None:

@@ -1,7 +1,7 @@
 """Discovery from a file that something else writes: a script, a controller, a config map."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 from extproc.config import load_instances
@@ -13,18 +13,22 @@ from extproc.files import LOOK_S, FileWatch
 
 
 class FileDiscovery:
-    """Looks at the file every second and reads it once a change has rested for a second."""
+    """Looks at the file every `look_s` and reads it once a change has rested for as long.
 
-    def __init__(self, path: Path, scraped: bool) -> None:
+    scraped: whether the pool's engines have metrics.
+    """
+
+    def __init__(self, path: Path, scraped: bool, look_s: float = LOOK_S) -> None:
         self._path = path
         self._scraped = scraped
+        self._look_s = look_s
 
-    async def watch(self) -> AsyncIterator[Sequence[Instance]]:
+    async def watch(self) -> AsyncGenerator[Sequence[Instance], None]:
         """As `Discovery.watch`."""
         watch = await asyncio.to_thread(FileWatch, [self._path])
         yield await asyncio.to_thread(self._read)
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self._look_s)
             if await asyncio.to_thread(watch.rested):
                 yield await asyncio.to_thread(self._read)
 

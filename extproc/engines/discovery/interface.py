@@ -35,20 +35,24 @@ class Discovery(Protocol):
 
 
 async def follow(
-    name: str, discovery: Discovery, listed: Listed, failed: Callable[[], None]
+    name: str,
+    discovery: Discovery,
+    listed: Listed,
+    failed: Callable[[], None],
+    first_pause_s: float = FIRST_PAUSE_S,
 ) -> None:
     """Tell `listed` what the discovery says, for ever; `failed` each time that it cannot.
 
     name: the pool's, for the log. A failure is logged once until the next success.
     """
-    pause, said = FIRST_PAUSE_S, ""
+    pause, said = first_pause_s, ""
     while True:
         try:
             async for instances in discovery.watch():
                 listed(instances)
                 if said:
                     logger.info("pool %s: discovery works again", name)
-                pause, said = FIRST_PAUSE_S, ""
+                pause, said = first_pause_s, ""
         except DiscoveryError as error:
             failed()
             if str(error) != said:
@@ -59,6 +63,6 @@ async def follow(
             failed()
             if type(fault).__name__ != said:
                 said = type(fault).__name__
-                logger.exception("pool %s: discovery", name)
+                logger.error("pool %s: discovery: %s", name, said)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)

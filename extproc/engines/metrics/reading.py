@@ -46,8 +46,9 @@ class Reading:
 
     def restarted_since(self, earlier: "Reading") -> bool:
         """Whether another process counts now: its start differs, or a counter fell."""
-        if self.started is not None and earlier.started is not None:
-            return abs(self.started - earlier.started) > _SAME_START_S
+        start, before = self.started, earlier.started
+        if start is not None and before is not None and abs(start - before) > _SAME_START_S:
+            return True
         counted = zip(self._counters, earlier._counters, strict=True)
         return any(now is not None and then is not None and now < then for now, then in counted)
 

@@ -20,7 +20,7 @@ MOST_AT_ONCE = 32
 """Scrapes under way at a time."""
 
 PATIENCE_S = 2.0
-"""So long a page may take."""
+"""So long a page may usually take."""
 
 MOST_BYTES = 8 * 1024 * 1024
 """Of a page; a larger one is left at that, and counts as one that says nothing."""
@@ -60,10 +60,16 @@ class _Entry:
 
 
 class Scraper:
-    """Scrapes what it is told to, with one client. clock: seconds, rising."""
+    """Scrapes what it is told to, with one client.
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    clock: seconds, rising. patience_s: how long a page may take.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = monotonic, patience_s: float = PATIENCE_S
+    ) -> None:
         self._clock = clock
+        self._patience_s = patience_s
         self._entries: dict[str, _Entry] = {}
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -94,7 +100,7 @@ class Scraper:
         """Scrape until it is cancelled."""
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
+            timeout=aiohttp.ClientTimeout(total=self._patience_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Compression costs the engine more than it saves here.
             headers={"Accept": "text/plain", "Accept-Encoding": "identity"},

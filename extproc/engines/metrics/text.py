@@ -32,24 +32,28 @@ class Page:
         """
         text, start = self._text, b"\n" + name
         at = self._find(start)
-        while at >= 0 and text.startswith(start, at):
+        while at >= 0 and self._stands(start, at):
             end = text.find(b"\n", at + 1)
             line = text[at + len(start) : end if end >= 0 else len(text)]
             if (sample := _sample(line)) is not None:
                 yield sample
-            self._at = at
-            at = end
+            self._at = at = end if end >= 0 else len(text)
 
     def _find(self, start: bytes) -> int:
-        """Where the first sample of this name stands: looked for from the last one on."""
+        """Where the first sample of this name stands: looked for behind the last one's first."""
         text = self._text
         for begin, end in ((self._at, len(text)), (0, self._at + len(start))):
             at = text.find(start, begin, end)
-            while at >= 0 and text[at + len(start) : at + len(start) + 1] not in _AFTER_NAME:
+            while at >= 0 and not self._stands(start, at):
                 at = text.find(start, at + 1, end)
             if at >= 0:
                 return at
         return -1
+
+    def _stands(self, start: bytes, at: int) -> bool:
+        """Whether this whole name stands there, and not one that begins like it."""
+        after = at + len(start)
+        return self._text.startswith(start, at) and self._text[after : after + 1] in _AFTER_NAME
 
 
 def _sample(rest: bytes) -> tuple[Mapping[str, str], float] | None:
