@@ -101,9 +101,8 @@ class KvEvents:
         pools = list(self._pools())
         self._follow(pools)
         for pool in pools:
-            if pool.config.events is not None:
-                self._assure(pool)
-                self._expire(pool, now)
+            self._assure(pool)
+            self._expire(pool, now)
         self._count(pools)
 
     def _follow(self, pools: Sequence[Pool]) -> None:
@@ -163,6 +162,7 @@ class KvEvents:
                     if count > counted[what]:
                         metric.labels(name, what).inc(count - counted[what])
                         counted[what] = count
+        self._metrics.event_streams.clear()
         for name, counts in states.items():
             for state in STATES:
                 self._metrics.event_streams.labels(name, state).set(counts[state])

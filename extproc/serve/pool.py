@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from extproc import config as configuration
 from extproc.engines import Instance, Members
 from extproc.engines.discovery import instance_of
-from extproc.index import Depths, Dropped, Fact, Held, PrefixIndex
+from extproc.index import Depths, Dropped, Expired, Fact, Held, PrefixIndex
 from extproc.log import FactLog
 from extproc.log.pending import Pending
 from extproc.prompt import Chain, ServedModel
@@ -100,11 +100,11 @@ class Pool:
             self.pending.add(ticket, end.instance, chain.keys, start, end.tenant)
 
     def retract(self, dropped: Sequence[Dropped], secret: bytes) -> None:
-        """Some of what was expected did not come."""
+        """Some of what was expected did not come; what events have confirmed stays."""
         if not dropped or secret != self.secret:
             return
         if self._shared is not None:
-            self.log.append(self.name, dropped)
+            self.log.append(self.name, [Expired(fact.instance, fact.keys) for fact in dropped])
         for fact in dropped:
             self.pending.retract(fact)
 

@@ -158,6 +158,7 @@ async def test_a_burst_is_taken_in_a_slice_at_a_time_and_others_come_in_between(
         cache = PrefixCache(4000, BLOCK, publish)
         for number in range(40):
             compute(cache, [number] * (64 * BLOCK))
+            turn += 1
             await asyncio.sleep(0)
         while one.told.index.held_blocks(ENGINE) < 40 * 64:
             turn += 1
