@@ -1,19 +1,23 @@
 """What every instance holds and in which order it was used: the rules of docs/index.md."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 from extproc.index.cover import ones
-from extproc.index.facts import Dropped, Expired, Fact, Held, Source, Tier
+from extproc.index.facts import Capacity, Dropped, Expired, Held, Source, Tier
 from extproc.index.instance import TIERS, Instance
 from extproc.index.keys import common_prefix, key_sum, reverse, same_keys
 from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
 from extproc.index.snapshot import Cut
 from extproc.index.tree import HELD_CPU, MAX_EDGE, SURE_GPU, Edge, Tree, alone
-from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, PackedKeys
+from extproc.terms import KEY_BYTES, BlockKey
 
-_SLICE = 200
-"""Steps of bulk work that one call does at most; a step takes up to 10 µs."""
+_SLICE = 64
+"""Units of 8 µs that one slice of bulk work is: 2 ms are kept on a busy machine as well."""
+
+_UNIT_BLOCKS, _UNIT_HOLDERS = 64, 32
+"""So many blocks, or partial holders, of an edge make one more unit of a removal."""
 
 _JOIN_OTHERS = 4
 """An instance appends to an edge in place where so many others at most hold all of it: they become
@@ -33,7 +37,7 @@ class Holdings:
     """Files what is held, drops what is not any more, and keeps the limits.
 
     now: position in the log of the fact that is being folded. rest: what is left of a fact that was
-    too much for one slice, itself a fact; who folds it next goes on with it before anything else.
+    too much for one slice, a slice an item; it goes on before anything else.
     on_cpu: whether anything ever was on the slower tier. cut: the snapshot that is being taken.
     evicted, refused: counters by reason.
     """
@@ -41,9 +45,9 @@ class Holdings:
     def __init__(self, tree: Tree, roster: Roster, scopes: Scopes) -> None:
         self.tree = tree
         self._roster = roster
-        self._scopes = scopes
+        self.scopes = scopes
         self.now = 0
-        self.rest: Fact | None = None
+        self.rest: Iterator[None] | None = None
         self.on_cpu = False
         self.cut: Cut | None = None
         self.evicted: Counter[str] = Counter()
@@ -102,9 +106,29 @@ class Holdings:
         if tier:
             self.on_cpu = True
         limit = instance.limits[tier]
-        done = limit is None or instance.counts[tier] <= limit or self.evict(instance, tier)
-        if not (done and (not self._scopes.any or self._keep_bounds(fact.tenant))):
-            self.rest = Held(instance.name, tier, NO_BLOCK, PackedKeys(b""), source, fact.tenant)
+        if self.scopes.any or (limit is not None and instance.counts[tier] > limit):
+            self._begin(self._make_room(instance, tier, fact.tenant))
+
+    def limit(self, instance: Instance, fact: Capacity) -> None:
+        """From now on the instance keeps at most so many blocks."""
+        instance.limits[fact.tier] = max(0, fact.blocks)
+        self._begin(self._make_room(instance, fact.tier, ""))
+
+    def drop(self, instance: Instance, fact: Dropped) -> None:
+        """Take these blocks from the instance. Neighbours go together, others cost 8 µs each."""
+        self._begin(self._drop(instance, fact))
+
+    def expire(self, instance: Instance, fact: Expired) -> None:
+        """Take the unconfirmed ones of these blocks from the instance, in every tier."""
+        self._begin(self._expire(instance, fact))
+
+    def go_on(self) -> None:
+        """A slice of what is left."""
+        if self.rest is not None:
+            self._begin(self.rest)
+
+    def _begin(self, slices: Iterator[None]) -> None:
+        self.rest = slices if next(slices, self) is None else None
 
     def _hold_chain(self, instance: Instance, tier: Tier, edge: Edge, upto: int) -> None:
         """The instance holds everything from the root to block `upto` of `edge`, as expected."""
@@ -148,6 +172,7 @@ class Holdings:
         bit, tree = instance.bit, self.tree
         instance.add_sums(planes, keys)
         added = len(keys) // KEY_BYTES
+        start = 0
         if (
             edge is not None
             and (edge.more is None or not edge.more.kids)
@@ -158,19 +183,18 @@ class Holdings:
                 self.cut.save(edge)
             room = MAX_EDGE * KEY_BYTES - len(edge.keys)
             tree.extend(edge, keys[:room], instance.slot, bit, planes)
-            keys = keys[room:]
+            start = room
         tenant = edge.tenant if edge is not None else tenant
-        while keys:
-            edge = tree.add(edge, keys[: MAX_EDGE * KEY_BYTES], tenant)
+        for at in range(start, len(keys), MAX_EDGE * KEY_BYTES):
+            edge = tree.add(edge, keys[at : at + MAX_EDGE * KEY_BYTES], tenant)
             for plane in planes:
                 if plane == SURE_GPU:
                     edge.sure = alone(bit)
                 else:
                     edge.own_plane(plane).full = bit
-            keys = keys[MAX_EDGE * KEY_BYTES :]
         assert edge is not None
         instance.counts[planes[0]] += added
-        if self._scopes.any:
+        if self.scopes.any:
             self.count_scopes(instance, edge, added)
         return edge
 
@@ -207,7 +231,7 @@ class Holdings:
                         known = tails.move(old, now, at)
                     elif known := tails.get(old) is at:
                         tails.drop(old)
-                    if known and self._scopes.any:
+                    if known and self.scopes.any:
                         self._left_queue(instance, at, old)
                 if (
                     more is not None
@@ -219,7 +243,7 @@ class Holdings:
                     at = below
             below = at
             at = at.parent
-        if tail is not None and self._scopes.any:
+        if tail is not None and self.scopes.any:
             self.queued(instance, tail, now)
 
     def _queue_cpu(self, instance: Instance, edge: Edge) -> None:
@@ -240,7 +264,7 @@ class Holdings:
             at = at.parent
         if tail is not None:
             tails.put(now, tail)
-            if self._scopes.any:
+            if self.scopes.any:
                 self.queued(instance, tail, now)
 
     def _split(self, edge: Edge, at: int) -> Edge:
@@ -307,23 +331,93 @@ class Holdings:
             tails.drop(stamp)
             self._left_queue(instance, edge, stamp)
 
-    def evict(self, instance: Instance, tier: Tier) -> bool:
-        """Drop the least recently used blocks beyond the capacity; False: a slice is not enough."""
+    def _drop(self, instance: Instance, fact: Dropped) -> Iterator[None]:
+        spent = 0
+        for edge, wanted in self._runs(fact.keys):
+            spent += 1
+            if edge is not None:
+                gone = wanted & edge.blocks(fact.tier, instance.slot)
+                if gone:
+                    spent += _units(edge, gone)
+                    self._unset(instance, fact.tier, edge, gone)
+            if spent >= _SLICE:
+                yield
+                spent = 0
+
+    def _expire(self, instance: Instance, fact: Expired) -> Iterator[None]:
+        spent, slot = 0, instance.slot
+        for edge, wanted in self._runs(fact.keys):
+            spent += 1
+            if edge is not None:
+                expected = [
+                    wanted & edge.blocks(tier, slot) & ~edge.blocks(tier + TIERS, slot)
+                    for tier in Tier
+                ]
+                for tier, gone in zip(Tier, expected, strict=True):
+                    if gone:
+                        spent += _units(edge, gone)
+                        self._unset(instance, tier, edge, gone)
+            if spent >= _SLICE:
+                yield
+                spent = 0
+
+    def _runs(self, keys: bytes) -> Iterator[tuple[Edge | None, int]]:
+        """Keys that are neighbours in one edge, in either direction: the edge, and a bitset.
+
+        A key that nobody knows is a run of its own, without an edge. Edges may change in between.
+        """
+        at, end = 0, len(keys) - len(keys) % KEY_BYTES
+        while at < end:
+            place = self.tree.find(BlockKey(int.from_bytes(keys[at : at + KEY_BYTES], "little")))
+            if place is None:
+                at += KEY_BYTES
+                yield None, 0
+                continue
+            edge, low = place
+            same = 1
+            if at + KEY_BYTES < end:
+                rest = keys[at : min(end, at + MAX_EDGE * KEY_BYTES)]
+                same = same_keys(edge.keys[low * KEY_BYTES :], rest)
+                if same == 1 and low:
+                    start = max(0, (low + 1) * KEY_BYTES - len(rest))
+                    same = same_keys(reverse(edge.keys[start : (low + 1) * KEY_BYTES]), rest)
+                    low += 1 - same
+            at += same * KEY_BYTES
+            yield edge, ((1 << same) - 1) << low
+
+    # Bounds
+
+    def _make_room(self, instance: Instance, tier: Tier, tenant: str) -> Iterator[None]:
+        """Drop what was used longest ago beyond the instance's capacity, and then the bounds'."""
+        spent = 0
         limit = instance.limits[tier]
-        if limit is None:
-            return True
-        for _ in range(_SLICE):
-            excess = instance.counts[tier] - limit
-            if excess <= 0:
-                return True
+        while limit is not None and (excess := instance.counts[tier] - limit) > 0:
             stamp = instance.tails[tier].oldest()
-            self._evict_oldest(instance, tier, stamp, excess, "capacity")
-        return instance.counts[tier] <= limit
+            spent += self._evict_oldest(instance, tier, stamp, excess, "capacity")
+            if spent >= _SLICE:
+                yield
+                spent = 0
+        for scope in self.scopes.of(tenant):
+            while (excess := scope.held - scope.limit) > 0:
+                stamp = scope.order.oldest()
+                holder = self._roster.slots[scope.order[stamp]]
+                of = holder.tier_of(stamp) if holder is not None else None
+                if holder is None or of is None:  # who was touched then has gone
+                    scope.order.drop(stamp)
+                    spent += 1
+                else:
+                    spent += self._evict_oldest(holder, of, stamp, excess, scope.reason)
+                if spent >= _SLICE:
+                    yield
+                    spent = 0
 
     def _evict_oldest(
         self, instance: Instance, tier: int, stamp: int, most: int, reason: str
-    ) -> None:
-        """Drop the deepest blocks, at most so many, at the queue's entry of this stamp."""
+    ) -> int:
+        """Drop the deepest blocks, at most so many, at the queue's entry of this stamp.
+
+        Returns the units of work that it took.
+        """
         edge = instance.tails[tier][stamp]
         blocks = edge.blocks(tier, instance.slot)
         count = blocks.bit_count()
@@ -331,71 +425,19 @@ class Holdings:
             blocks = _highest(blocks, count, most)
             count = most
         self.evicted[reason] += count
+        units = 1 + _units(edge, blocks)
         self._unset(instance, tier, edge, blocks)
-
-    def drop(self, instance: Instance, fact: Dropped) -> None:
-        """Take these blocks from the instance. Neighbours go together, others cost 10 µs each."""
-        at = 0
-        for _ in range(_SLICE):
-            edge, wanted, at = self._next_run(fact.keys, at)
-            if edge is None:
-                return
-            gone = wanted & edge.blocks(fact.tier, instance.slot)
-            if gone:
-                self._unset(instance, fact.tier, edge, gone)
-        self.rest = Dropped(fact.instance, fact.tier, PackedKeys(fact.keys[at:]), fact.source)
-
-    def expire(self, instance: Instance, fact: Expired) -> None:
-        """Take the unconfirmed ones of these blocks from the instance, in every tier."""
-        at, slot = 0, instance.slot
-        for _ in range(_SLICE):
-            edge, wanted, at = self._next_run(fact.keys, at)
-            if edge is None:
-                return
-            expected = [
-                wanted & edge.blocks(tier, slot) & ~edge.blocks(tier + TIERS, slot) for tier in Tier
-            ]
-            for tier, gone in enumerate(expected):
-                if gone:
-                    self._unset(instance, tier, edge, gone)
-        self.rest = Expired(fact.instance, PackedKeys(fact.keys[at:]))
-
-    def _next_run(self, keys: bytes, at: int) -> tuple[Edge | None, int, int]:
-        """The next keys from byte `at` on that are neighbours in one edge, in either direction.
-
-        Returns the edge (None at the end), the blocks as a bitset, and the byte after them. Unknown
-        keys are skipped.
-        """
-        while at + KEY_BYTES <= len(keys):
-            place = self.tree.find(BlockKey(int.from_bytes(keys[at : at + KEY_BYTES], "little")))
-            if place is None:
-                at += KEY_BYTES
-                continue
-            edge, block = place
-            if at + KEY_BYTES == len(keys):
-                return edge, 1 << block, len(keys)
-            rest = keys[at:]
-            start = block * KEY_BYTES
-            same = same_keys(edge.keys[start:], rest)
-            low = block
-            if same == 1 and block:
-                start = max(0, (block + 1) * KEY_BYTES - len(rest))
-                same = same_keys(reverse(edge.keys[start : (block + 1) * KEY_BYTES]), rest)
-                low = block + 1 - same
-            return edge, ((1 << same) - 1) << low, at + same * KEY_BYTES
-        return None, 0, at
-
-    # Bounds
+        return units
 
     def _count(self, instance: Instance, tier: int, edge: Edge, blocks: int) -> None:
         """The instance has so many blocks more (or fewer) of this edge."""
         instance.counts[tier] += blocks
-        if self._scopes.any:
+        if self.scopes.any:
             self.count_scopes(instance, edge, blocks)
 
     def count_scopes(self, instance: Instance, edge: Edge, blocks: int) -> None:
         """`_count` for the bounds."""
-        for scope in self._scopes.of(edge.tenant):
+        for scope in self.scopes.of(edge.tenant):
             instance.scopes[scope] = instance.scopes.get(scope, 0) + blocks
             if not instance.scopes[scope]:
                 del instance.scopes[scope]
@@ -403,31 +445,18 @@ class Holdings:
 
     def queued(self, instance: Instance, edge: Edge, stamp: int) -> None:
         """The instance has an entry of this stamp, the newest, in one of its orders."""
-        for scope in self._scopes.of(edge.tenant):
+        for scope in self.scopes.of(edge.tenant):
             scope.order.put(stamp, instance.slot)
 
     def _left_queue(self, instance: Instance, edge: Edge, stamp: int) -> None:
         if instance.tier_of(stamp) is None:
-            for scope in self._scopes.of(edge.tenant):
+            for scope in self.scopes.of(edge.tenant):
                 scope.order.drop(stamp)
 
-    def _keep_bounds(self, tenant: str) -> bool:
-        """Drop what was touched longest ago, whoever holds it; False: a slice is not enough."""
-        for scope in self._scopes.of(tenant):
-            steps = _SLICE
-            while scope.held > scope.limit:
-                if not steps:
-                    return False
-                steps -= 1
-                stamp = scope.order.oldest()
-                instance = self._roster.slots[scope.order[stamp]]
-                tier = instance.tier_of(stamp) if instance is not None else None
-                if instance is None or tier is None:  # who was touched then has gone
-                    scope.order.drop(stamp)
-                else:
-                    excess = scope.held - scope.limit
-                    self._evict_oldest(instance, tier, stamp, excess, scope.reason)
-        return True
+
+def _units(edge: Edge, blocks: int) -> int:
+    """Units of work, beyond the first, that taking these blocks from an edge is."""
+    return blocks.bit_count() // _UNIT_BLOCKS + len(edge.part or ()) // _UNIT_HOLDERS
 
 
 def block_sum(edge: Edge, blocks: int) -> int:

@@ -32,14 +32,20 @@ def common_prefix(edge: bytes, start: int, query: bytes, at: int) -> int:
 
 
 def same_keys(one: bytes, other: bytes) -> int:
-    """Leading blocks that are equal, of keys in any order. Fast if one is all of the other."""
-    size = min(len(one), len(other))
-    if one[:size] == other[:size]:
-        return size // KEY_BYTES
-    at = 0
-    while one[at : at + KEY_BYTES] == other[at : at + KEY_BYTES]:
-        at += KEY_BYTES
-    return at // KEY_BYTES
+    """Leading blocks that are equal, at least one, of keys in any order. O(blocks), few steps."""
+    if one[KEY_BYTES : 2 * KEY_BYTES] != other[KEY_BYTES : 2 * KEY_BYTES]:
+        return 1
+    low, high = 1, min(len(one), len(other)) // KEY_BYTES
+    if one[: high * KEY_BYTES] == other[: high * KEY_BYTES]:
+        return high
+    while low < high:
+        middle = (low + high + 1) >> 1
+        start, stop = low * KEY_BYTES, middle * KEY_BYTES
+        if one[start:stop] == other[start:stop]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def reverse(keys: bytes) -> bytes:

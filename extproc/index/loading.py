@@ -2,10 +2,9 @@
 
 from array import array
 from collections.abc import Iterable, Iterator
-from heapq import merge
-from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from extproc.errors import HomingError
 from extproc.index.cover import decode
@@ -14,12 +13,23 @@ from extproc.index.holdings import Holdings, block_sum
 from extproc.index.instance import PLANES, TIERS, Instance
 from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
-from extproc.index.snapshot import ALL, FOLD_VERSION, SOME, Chunk, Edges, Head, Plane
-from extproc.index.tree import Edge, Tree
+from extproc.index.snapshot import ALL, FOLD_VERSION, SOME, Chunk, Edges, Head
+from extproc.index.tree import HELD_CPU, HELD_GPU, SURE_CPU, SURE_GPU, Edge, Tree, alone
 from extproc.terms import KEY_BYTES, BlockKey
 
-_SLICE = 400
-"""Edges that one slice links, puts in order or looks at again."""
+_SLICE = 256
+"""Edges that one slice links or looks at again."""
+
+_SORTED = 4096
+"""Entries of queues that one slice sorts roughly."""
+
+_BUCKET = 256
+"""Entries of queues that one slice sorts and files, on average."""
+
+_SAMPLE = 8192
+"""Entries by which the buckets are laid out."""
+
+_EXPECTED, _CONFIRMED = (HELD_GPU,), (HELD_GPU, SURE_GPU)
 
 
 class SnapshotError(HomingError):
@@ -27,7 +37,10 @@ class SnapshotError(HomingError):
 
 
 class Loader:
-    """Builds what a `PrefixIndex` consists of. Raises SnapshotError; nothing else is touched."""
+    """Builds what a `PrefixIndex` consists of. Raises SnapshotError; nothing else is touched.
+
+    Costs 4 µs an edge, 0.1 µs a block, and while it works 24 bytes an edge beyond the index itself.
+    """
 
     def __init__(self, head: Chunk | None, scopes: Scopes) -> None:
         if not isinstance(head, Head):
@@ -48,7 +61,10 @@ class Loader:
             instance.limits = list(state.limits)
             self._instances.append(instance)
         self._parents = array("Q")
-        self._tails: list[list[tuple[int, int, int, int]]] = []
+        # Entries of the queues: stamp, place of the instance and tier, edge.
+        self._stamps = array("Q")
+        self._queues = array("I")
+        self._edges = array("I")
 
     def slices(self, chunks: Iterable[Chunk]) -> Iterator[int]:
         """All the work, a slice between any two results: how many blocks are loaded so far."""
@@ -59,72 +75,85 @@ class Loader:
                 raise SnapshotError("a snapshot has one head")
             try:
                 self._add(chunk)
-            except (ValueError, IndexError, OverflowError, RuntimeError) as fault:
+            except (ValueError, IndexError, OverflowError, StopIteration) as fault:
                 raise SnapshotError(f"columns that do not fit: {type(fault).__name__}") from None
             yield self.tree.blocks
         yield from self._link()
-        yield from self._order()
+        yield from self._queue()
         yield from self._check()
         digest = sum(i.digest() for i in self._instances) & (2**64 - 1)
         if digest != self._head.digest:
             raise SnapshotError("the loaded index is not the one that was saved: digests differ")
 
     def _add(self, chunk: Edges) -> None:
-        """The edges of one piece with their holders, not linked yet."""
-        sizes = array("I", chunk.sizes)
-        parents = array("Q", chunk.parents)
-        rows = iter(_rows(chunk))
-        tree = self.tree
-        tenants = chunk.tenants or ("",) * len(sizes)
-        if not len(sizes) == len(parents) == len(tenants) == len(array("I", chunk.rows)):
+        """The edges of one piece with their holders, not linked and queued yet."""
+        sizes, counts = array("I", chunk.sizes), array("I", chunk.rows)
+        parents, rows = array("Q", chunk.parents), _Rows(chunk, self._head)
+        if sum(sizes) * KEY_BYTES != len(chunk.keys) or sum(counts) != len(rows.holders):
             raise ValueError
-        if sum(sizes) * KEY_BYTES != len(chunk.keys):
-            raise ValueError
-        first_id, at = tree.store.end, 0
-        tails: list[tuple[int, int, int, int]] = []
-        for size, tenant, count in zip(sizes, tenants, array("I", chunk.rows), strict=True):
+        tree, first_id = self.tree, self.tree.store.end
+        at = row = 0
+        for size, count, tenant in zip(
+            sizes, counts, chunk.tenants or [""] * len(parents), strict=True
+        ):
             keys = chunk.keys[at : at + size * KEY_BYTES]
-            at += size * KEY_BYTES
             edge = Edge(keys=keys)
+            if tree.first[keys[0]].setdefault(keys[:KEY_BYTES], edge) is not edge:
+                raise SnapshotError("a block is there twice")
+            tree.store.add(edge)
             if tenant:
                 edge.own_more().tenant = tenant
-            shard = tree.first[keys[0]]
-            if keys[:KEY_BYTES] in shard:
-                raise SnapshotError("a block is there twice")
-            shard[keys[:KEY_BYTES]] = edge
-            tree.store.add(edge)
-            for place, stamp, tail, *numbers in islice(rows, count):
-                self._hold(edge, self._instances[place], stamp, numbers)
-                tails += [(stamp, place, t, edge.id) for t in Tier if tail >> t & 1]
-        self._parents += parents
-        tree.edges += len(sizes)
-        tree.blocks += at // KEY_BYTES
+            if count == 1 and rows.simple(row):
+                self._hold_alone(edge, rows, row)
+            else:
+                for each in range(row, row + count):
+                    self._hold(edge, rows, each)
+            at += size * KEY_BYTES
+            row += count
         ids = np.arange(first_id, tree.store.end, dtype=np.uint32)
         tree.table.insert(np.frombuffer(chunk.keys, np.uint64), np.repeat(ids, sizes))
-        tails.sort()
-        self._tails.append(tails)
+        tree.edges += len(ids)
+        tree.blocks += at // KEY_BYTES
+        self._parents += parents
+        edges = np.repeat(ids, counts)
+        for tier in Tier:
+            tails = np.frombuffer(rows.tails, np.uint8) >> tier & 1 != 0
+            self._stamps.frombytes(np.array(rows.stamps, np.uint64)[tails].tobytes())
+            queues = np.array(rows.holders, np.uint32)[tails] * TIERS + tier
+            self._queues.frombytes(queues.astype(np.uint32).tobytes())
+            self._edges.frombytes(edges[tails].tobytes())
 
-    def _hold(self, edge: Edge, instance: Instance, stamp: int, numbers: list[int]) -> None:
+    def _hold_alone(self, edge: Edge, rows: "_Rows", row: int) -> None:
+        """`_hold` for the usual edge: one instance has all of it on its GPU."""
+        instance = self._instances[rows.holders[row]]
+        edge.full, edge.stamp = instance.bit, rows.stamps[row]
+        confirmed = rows.numbers[SURE_GPU][row] == ALL
+        if confirmed:
+            edge.sure = alone(instance.bit)
+        instance.add_sums(_CONFIRMED if confirmed else _EXPECTED, edge.keys)
+        self._count(instance, HELD_GPU, edge, edge.size)
+
+    def _hold(self, edge: Edge, rows: "_Rows", row: int) -> None:
+        """An instance has some of an edge."""
+        instance = self._instances[rows.holders[row]]
         slot, size = instance.slot, edge.size
-        if stamp > self._head.position:
-            raise ValueError
         edge.welcome(slot)
-        edge.set_stamp(slot, stamp)
-        for plane, blocks in enumerate(numbers):
+        edge.set_stamp(slot, rows.stamps[row])
+        for plane in range(PLANES):
+            blocks = rows.blocks(plane, row, size)
             if not blocks:
                 continue
-            blocks = (1 << size) - 1 if blocks == ALL else blocks
-            if blocks >> size:
-                raise ValueError
             edge.own_plane(plane).put(slot, blocks, size)
             instance.sums[plane] += block_sum(edge, blocks)
             if plane < TIERS:
-                count = blocks.bit_count()
-                instance.counts[plane] += count
-                if plane == Tier.CPU:
+                self._count(instance, plane, edge, blocks.bit_count())
+                if plane == HELD_CPU:
                     self.holdings.on_cpu = True
-                if self._scopes.any:
-                    self.holdings.count_scopes(instance, edge, count)
+
+    def _count(self, instance: Instance, plane: int, edge: Edge, blocks: int) -> None:
+        instance.counts[plane] += blocks
+        if self._scopes.any:
+            self.holdings.count_scopes(instance, edge, blocks)
 
     def _link(self) -> Iterator[int]:
         """Every edge gets its parent."""
@@ -139,17 +168,20 @@ class Loader:
             if at % _SLICE == 0:
                 yield self.tree.blocks
 
-    def _order(self) -> Iterator[int]:
-        """The order of use, from every piece's own."""
-        store = self.tree.store
-        for number, (stamp, place, tier, edge_id) in enumerate(merge(*self._tails), 1):
-            instance, edge = self._instances[place], store.get(edge_id)
-            assert edge is not None
-            instance.tails[tier].put(stamp, edge)
-            if self._scopes.any:
-                self.holdings.queued(instance, edge, stamp)
-            if number % _SLICE == 0:
-                yield self.tree.blocks
+    def _queue(self) -> Iterator[int]:
+        """The order of use of every instance."""
+        stamps, store = self._stamps, self.tree.store
+        for entries in _rising(np.frombuffer(stamps, np.uint64)):
+            for entry in entries:
+                stamp = stamps[entry]
+                edge = store.get(self._edges[entry])
+                place, tier = divmod(self._queues[entry], TIERS)
+                assert edge is not None
+                instance = self._instances[place]
+                instance.tails[tier].put(stamp, edge)
+                if self._scopes.any:
+                    self.holdings.queued(instance, edge, stamp)
+            yield self.tree.blocks
 
     def _check(self) -> Iterator[int]:
         """No block is its own ancestor; and blocks that nobody needs go."""
@@ -174,19 +206,71 @@ class Loader:
                 tree.prune(edge)
 
 
-def _rows(chunk: Edges) -> Iterator[tuple[int, ...]]:
-    """Place, stamp, tails and a bitset per plane (`ALL` for all of an edge) of every row."""
-    holders = array("I", chunk.holders)
-    if len(chunk.planes) != PLANES:
-        raise ValueError
-    planes = [list(_bitsets(plane)) or [0] * len(holders) for plane in chunk.planes]
-    return zip(holders, array("Q", chunk.stamps), chunk.tails, *planes, strict=True)
+class _Rows:
+    """The rows of a piece, and what they say. Raises ValueError where a column does not fit."""
 
+    def __init__(self, chunk: Edges, head: Head) -> None:
+        self.holders = array("I", chunk.holders).tolist()
+        self.stamps = array("Q", chunk.stamps).tolist()
+        self.tails = chunk.tails
+        count = len(self.holders)
+        self.numbers = [array("i", plane.blocks).tolist() or [0] * count for plane in chunk.planes]
+        self._holes = [iter(plane.holes) for plane in chunk.planes]
+        self._slow = any(chunk.planes[plane].blocks for plane in (HELD_CPU, SURE_CPU))
+        lengths = {count, len(self.stamps), len(self.tails), *map(len, self.numbers)}
+        if len(lengths) > 1 or len(self.numbers) != PLANES:
+            raise ValueError
+        if count and max(self.stamps) > head.position:
+            raise ValueError
 
-def _bitsets(plane: Plane) -> Iterator[int]:
-    holes = iter(plane.holes)
-    for number in array("i", plane.blocks):
+    def simple(self, row: int) -> bool:
+        """Whether the row is of an instance that has all on its GPU, all confirmed or nothing."""
+        numbers = self.numbers
+        return (
+            not self._slow and numbers[HELD_GPU][row] == ALL and numbers[SURE_GPU][row] in (0, ALL)
+        )
+
+    def blocks(self, plane: int, row: int, size: int) -> int:
+        """The blocks of an edge of that size in a plane, as a bitset. Rows are read in order."""
+        number = self.numbers[plane][row]
+        if number == ALL:
+            return (1 << size) - 1
+        blocks = decode(number)
         if number == SOME:
-            yield int.from_bytes(next(holes), "little")
-        else:
-            yield number if number == ALL else decode(number)
+            blocks = int.from_bytes(next(self._holes[plane]), "little")
+        if blocks >> size:
+            raise ValueError
+        return blocks
+
+
+def _rising(numbers: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
+    """Places of the numbers from the lowest to the highest, some at a time, in short slices.
+
+    A sample says where to cut their range into buckets; then every piece of the numbers is dealt
+    out to the buckets, and then every bucket is sorted.
+    """
+    count = len(numbers)
+    if not count:
+        return
+    sample = np.sort(numbers[:: count // _SAMPLE + 1])
+    bounds = sample[:: max(1, len(sample) * _BUCKET // count)]
+    buckets = np.empty(count, np.uint32)
+    sizes = np.zeros(len(bounds) + 1, np.int64)
+    for start in range(0, count, _SORTED):
+        piece = slice(start, start + _SORTED)
+        buckets[piece] = np.searchsorted(bounds, numbers[piece], "right")
+        sizes += np.bincount(buckets[piece], minlength=len(sizes))
+        yield []
+    ends = np.cumsum(sizes)
+    free = ends - sizes
+    places = np.empty(count, np.uint32)
+    for start in range(0, count, _SORTED):
+        of = buckets[start : start + _SORTED]
+        order = np.argsort(of, kind="stable")
+        of = of[order]
+        places[free[of] + np.arange(len(of)) - np.searchsorted(of, of)] = order + start
+        free += np.bincount(of, minlength=len(free))
+        yield []
+    for start, end in zip((ends - sizes).tolist(), ends.tolist(), strict=True):
+        found = places[start:end]
+        yield found[np.argsort(numbers[found])].tolist()

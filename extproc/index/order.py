@@ -1,15 +1,12 @@
 """What was touched when: entries by stamp, the oldest at hand."""
 
-from collections import deque
-from heapq import merge
-from itertools import islice
+from bisect import bisect_right
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_AHEAD = 64
-_SHARDS = 31
-"""A prime, so that instances that are touched in turn use all shards."""
+_SHARD = 2048
+"""Entries that a dict takes before the next one is begun."""
 
 
 class Order(Generic[T]):
@@ -18,67 +15,103 @@ class Order(Generic[T]):
     Stamps are added in rising order, so a dict's own order is theirs. An entry may be replaced
     under its stamp and removed at any time; a removed stamp must not come back.
 
-    Entries lie in several dicts, so that none grows so large that its resizing is felt. A dict
-    skips its removed entries one by one, so the oldest stamps are read many at a time: `oldest` is
-    O(1) on average.
+    Entries lie in several dicts, each with a run of stamps: none is so large that its resizing is
+    felt, or that the gaps are which removed entries leave in it until it is next written. An older
+    one is written anew whenever its size has halved.
 
     squares: sum of the squares of all stamps, a fingerprint for the digest. One stamp that differs
     never hides in it, two only by a coincidence of one in position².
     """
 
-    __slots__ = ("_ahead", "_shards", "squares")
+    __slots__ = ("_newest", "_room", "_shards", "_since", "_starts", "squares")
 
     def __init__(self) -> None:
         self.squares = 0
-        self._shards: tuple[dict[int, T], ...] = tuple({} for _ in range(_SHARDS))
-        self._ahead: deque[int] = deque()
+        self._newest: dict[int, T] = {}
+        self._since = 0
+        self._room = _SHARD
+        self._shards = [self._newest]
+        self._starts = [self._since]
 
     def __contains__(self, stamp: int) -> bool:
-        return stamp in self._shards[stamp % _SHARDS]
+        return stamp in self._shard(stamp)
 
     def __getitem__(self, stamp: int) -> T:
-        return self._shards[stamp % _SHARDS][stamp]
+        return self._shard(stamp)[stamp]
 
     def __len__(self) -> int:
         return sum(map(len, self._shards))
 
     def get(self, stamp: int) -> T | None:
         """The entry with this stamp, None if there is none."""
-        return self._shards[stamp % _SHARDS].get(stamp)
+        return self._shard(stamp).get(stamp)
 
     def put(self, stamp: int, entry: T) -> None:
         """Add an entry with the newest stamp, or replace one."""
-        shard = self._shards[stamp % _SHARDS]
-        if stamp not in shard:
+        shard = self._shard(stamp)
+        if stamp in shard:
+            shard[stamp] = entry
+        else:
             self.squares += stamp * stamp
-        shard[stamp] = entry
+            self._add(stamp, entry)
 
     def move(self, old: int, new: int, entry: T) -> bool:
         """Add this entry with the newest stamp; whether it was there with the old one."""
-        shard = self._shards[old % _SHARDS]
+        shard = self._newest if old >= self._since else self._shard(old)
         known = shard.get(old) is entry
         if known:
             del shard[old]
             self.squares += (new - old) * (new + old)
+            if shard is not self._newest:
+                self._shrunk(shard, old)
         else:
             self.squares += new * new
-        self._shards[new % _SHARDS][new] = entry
+        self._add(new, entry)
         return known
 
     def drop(self, stamp: int) -> None:
         """Remove the entry with this stamp, if there is one."""
-        if self._shards[stamp % _SHARDS].pop(stamp, None) is not None:
+        shard = self._shard(stamp)
+        if shard.pop(stamp, None) is not None:
             self.squares -= stamp * stamp
+            if shard is not self._newest:
+                self._shrunk(shard, stamp)
 
     def oldest(self) -> int:
         """The oldest stamp that has an entry; 0 if there is none."""
-        ahead = self._ahead
-        while ahead and ahead[0] not in self:
-            ahead.popleft()
-        if not ahead:
-            ahead.extend(islice(merge(*self._shards), _AHEAD))
-        return ahead[0] if ahead else 0
+        return next(iter(self._shards[0]), 0)
 
-    def shards(self) -> tuple[dict[int, T], ...]:
+    def shards(self) -> list[dict[int, T]]:
         """The dicts that this is made of: who has no more use for it frees them one by one."""
         return self._shards
+
+    def _shard(self, stamp: int) -> dict[int, T]:
+        if stamp >= self._since:
+            return self._newest
+        return self._shards[bisect_right(self._starts, stamp) - 1]
+
+    def _add(self, stamp: int, entry: T) -> None:
+        if not self._room:
+            self._begin(stamp)
+        self._room -= 1
+        self._newest[stamp] = entry
+
+    def _begin(self, stamp: int) -> None:
+        """A new dict, from this stamp on."""
+        if not self._newest:
+            self._shards.pop()
+            self._starts.pop()
+        self._newest, self._since, self._room = {}, stamp, _SHARD
+        self._shards.append(self._newest)
+        self._starts.append(stamp)
+
+    def _shrunk(self, shard: dict[int, T], stamp: int) -> None:
+        """An older dict, which this stamp was in, has an entry less."""
+        size = len(shard)
+        if size & (size - 1):
+            return
+        place = bisect_right(self._starts, stamp) - 1
+        if size:
+            self._shards[place] = dict(shard)
+        else:
+            del self._shards[place], self._starts[place]

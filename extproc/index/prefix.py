@@ -26,6 +26,9 @@ from extproc.terms import InstanceId, PackedKeys
 _SWEEP = 2048
 """Edges that one slice looks at for slots that have gone."""
 
+_SHARD = 64
+"""Entries of a dict that are worth a slice of their own when it goes."""
+
 _DIGEST_MASK = (1 << 64) - 1
 
 
@@ -62,7 +65,7 @@ class PrefixIndex:
     def __init__(self, bounds: Bounds | None = None) -> None:
         self._bounds = bounds or Bounds()
         self._ruins: list[Tree] = []
-        self._rubbish: list[dict[int, Edge]] = []
+        self._rubbish: list[dict[int, Edge] | dict[int, int]] = []
         self.tree: Tree
         """The structure, for dumps; only the index changes it."""
         tree, roster = Tree(), Roster()
@@ -73,6 +76,7 @@ class PrefixIndex:
         self._ruins.append(self.tree)
         for instance in self._roster.by_name.values():
             self._discard(instance)
+        self._rubbish += self._holdings.scopes.shards()
         tree, roster = Tree(), Roster()
         self._take_over(tree, roster, Holdings(tree, roster, Scopes(self._bounds)))
 
@@ -195,6 +199,8 @@ class PrefixIndex:
         if holdings.rest is not None or self._backlog:
             self._backlog.append(fact)
             self.step()
+            if holdings.rest is None and self._backlog:
+                self.step()  # a second one, or what has queued up would never get shorter
             return
         holdings.now += 1
         if type(fact) is Held and (instance := self._roster.by_name.get(fact.instance)):
@@ -212,9 +218,8 @@ class PrefixIndex:
         For the idle moments of who owns the index; `apply` does enough of it to keep up.
         """
         holdings = self._holdings
-        rest, holdings.rest = holdings.rest, None
-        if rest is not None:
-            self._fold(rest)
+        if holdings.rest is not None:
+            holdings.go_on()
         elif self._backlog:
             holdings.now += 1
             self._fold(self._backlog.popleft())
@@ -224,13 +229,13 @@ class PrefixIndex:
 
     def _tidy(self, looks: int) -> bool:
         """One slice of giving back what is out of use; False: there is nothing to do now."""
-        if self._ruins:
-            if not self._ruins[-1].dismantle(looks // 2):
+        if self._holdings.cut is not None:
+            return False  # it needs all of it as it is
+        if self._rubbish:
+            self._rubbish.pop()  # first, because what nothing else refers to would go with it
+        elif self._ruins:
+            if not self._ruins[-1].dismantle(looks // 8):
                 self._ruins.pop()
-        elif self._holdings.cut is not None:
-            return False  # it needs them as they are
-        elif self._rubbish:
-            self._rubbish.pop()
         elif self.tree.ghosts:
             self._sweep(looks)
         else:
@@ -255,11 +260,8 @@ class PrefixIndex:
         elif type(fact) is Expired:
             holdings.expire(instance, fact)
         elif type(fact) is Capacity:
-            instance.limits[fact.tier] = max(0, fact.blocks)
-            limits = [limit for i in self.instances() for limit in i.limits if limit]
-            self.tree.room = sum(limits)
-            if not holdings.evict(instance, fact.tier):
-                holdings.rest = fact
+            holdings.limit(instance, fact)
+            self.tree.room = sum(limit for i in self.instances() for limit in i.limits if limit)
         else:
             self._remove(instance)
             if type(fact) is Cleared:
@@ -281,7 +283,7 @@ class PrefixIndex:
     def _discard(self, instance: Instance) -> None:
         """Its queues go, the large ones in slices."""
         for tails in instance.tails:
-            self._rubbish += [shard for shard in tails.shards() if len(shard) > _SWEEP]
+            self._rubbish += [shard for shard in tails.shards() if len(shard) > _SHARD]
         instance.tails = []
 
     def _sweep(self, looks: int) -> None:

@@ -64,6 +64,11 @@ class Scopes:
             scopes.append(self._pool)
         return scopes
 
+    def shards(self) -> list[dict[int, int]]:
+        """The dicts of all orders: who has no more use for them frees them one by one."""
+        scopes = [*self._tenants.values(), *([self._pool] if self._pool is not None else [])]
+        return [shard for scope in scopes for shard in scope.order.shards()]
+
     def _forget_empty(self) -> None:
         if len(self._tenants) > 2 * self._kept + 64:
             self._tenants = {name: scope for name, scope in self._tenants.items() if scope.held}

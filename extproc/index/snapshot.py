@@ -26,9 +26,9 @@ from extproc.terms import KEY_BYTES, InstanceId
 FOLD_VERSION = 1
 """Rises when the same facts would give another state, or a snapshot has another meaning."""
 
-CHUNK_EDGES = 256
-CHUNK_ROWS = 512
-CHUNK_BLOCKS = 8192
+CHUNK_EDGES = 128
+CHUNK_ROWS = 256
+CHUNK_BLOCKS = 4096
 """What makes a piece full, so that one is a slice of work to write and to load."""
 
 CHUNK_BYTES = 1 << 19

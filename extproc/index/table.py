@@ -29,7 +29,7 @@ BATCH_KEYS = 2048
 BUILD_SLICES = 5
 """Slices of a new table, a batch each, for every batch into the old one: it is ready in time."""
 
-_SMALLEST = 4096
+_SMALLEST = 1 << 15
 _FULL = 0.68
 """Share of used slots at which a new table is begun."""
 _FRESH = 0.35
@@ -187,9 +187,8 @@ class KeyTable:
             fresh = max(live / _FRESH, min(room / _FULL, live / _LEAST_FRESH))
             self._next = Slots(max(_SMALLEST, int(fresh)))
             self._cursor = 0
-        while self._next and self.slots.used + 2 * BATCH_KEYS > self.slots.size:
-            self._build(run)  # a small table that a batch would fill
-        if self.waiting and (self.waiting >= BATCH_KEYS or not self.rebuilding):
+        full = self._next is not None and self.slots.used + 2 * BATCH_KEYS > self.slots.size
+        if self.waiting and not full and (self.waiting >= BATCH_KEYS or not self.rebuilding):
             self._insert_batch()
         elif self._old is not None:
             if self._old.release():
@@ -228,6 +227,13 @@ class KeyTable:
         del self._waiting[:cut]
         self._owners = owners[count:]
         self._ends = [end - cut for end in ends[count:]]
+
+    def release(self) -> bool:
+        """Give back a piece of a table that is out of use; whether any is left."""
+        for slots in (self._old, self._next, self.slots):
+            if slots is not None and not slots.release():
+                return True
+        return False
 
     def waiting_candidates(self, key: bytes) -> Iterator[int]:
         """Ids of edges that the block waits for. O(waiting keys)."""

@@ -244,6 +244,17 @@ class Store:
         self.chunks[edge.id // _CHUNK][edge.id % _CHUNK] = None
         self._freed.append(edge.id)
 
+    def dismantle(self, edges: int) -> list[Edge]:
+        """Take out what is in some places at the end, as many as that at most."""
+        start = max(1, self.end - edges)
+        found = [edge for at in range(start, self.end) if (edge := self.get(at)) is not None]
+        for edge in found:
+            self.chunks[edge.id // _CHUNK][edge.id % _CHUNK] = None
+        self.end = start
+        del self.chunks[start // _CHUNK + 1 :]
+        del self._freed[-edges:]
+        return found
+
     def __iter__(self) -> Iterator[Edge]:
         for edge_id in range(1, self.end):
             edge = self.get(edge_id)
@@ -265,6 +276,7 @@ class Tree:
         """Blocks that all instances can hold; 0 if unknown."""
         self.ghosts = 0
         """Slots that hold nothing any more, though edges still name them."""
+        self._cleared = 0
 
     def __del__(self) -> None:
         # A chain of parents that goes in one piece would recurse once per edge, in C.
@@ -272,19 +284,19 @@ class Tree:
             edge.parent = None
 
     def dismantle(self, edges: int) -> bool:
-        """Free some edges of a tree that is out of use; whether any are left."""
-        store = self.store
-        start = max(1, store.end - edges)
-        for edge_id in range(start, store.end):
-            edge = store.get(edge_id)
-            if edge is not None:
+        """Free a piece of a tree that is out of use, so many edges at most; whether any is left."""
+        if self.store.end > 1:
+            for edge in self.store.dismantle(edges):
                 edge.parent = None
                 shard = self.first[edge.keys[0]]
                 if shard.get(edge.keys[:KEY_BYTES]) is edge:
                     del shard[edge.keys[:KEY_BYTES]]
-                store.remove(edge)
-        store.end = start
-        return start > 1
+            return True
+        if self._cleared < len(self.first):
+            self.first[self._cleared].clear()  # empty, and as large as it ever was
+            self._cleared += 1
+            return True
+        return self.table.release()
 
     def find(self, number: BlockKey) -> tuple[Edge, int] | None:
         """The edge that has this block, and its place there; None if there is none. ~2 µs."""

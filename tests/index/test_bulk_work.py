@@ -18,8 +18,8 @@ from extproc.index import (
     Source,
     Tier,
     holdings,
+    table,
 )
-from extproc.index.order import Order
 from extproc.index.scope import BLOCK_BYTES
 from extproc.index.table import BATCH_KEYS
 from extproc.index.tree import MAX_EDGE, Edge, Tree
@@ -168,7 +168,8 @@ def test_every_block_is_found_while_the_table_grows_and_after() -> None:
     assert index.stats().refused == {}
 
 
-def test_a_burst_while_the_table_grows_is_found_as_well() -> None:
+def test_a_burst_while_the_table_grows_is_found_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_SMALLEST", 4096)
     index = index_of(A, B)
     index.apply(held(A, LONG[:1000]))
     for n in range(40):
@@ -253,21 +254,6 @@ def test_slots_are_used_again_once_they_are_swept() -> None:
         while index.step():
             pass
     assert index.instances()[0].slot < 3
-
-
-def test_the_oldest_entry_of_an_order_is_found_whatever_was_removed() -> None:
-    order: Order[str] = Order()
-    for stamp in range(1, 1000):
-        order.put(stamp, str(stamp))
-    for stamp in range(1, 400, 2):
-        order.drop(stamp)
-    left = []
-    while stamp := order.oldest():
-        left.append(stamp)
-        order.put(2000 + stamp, "new") if stamp == 4 else None
-        order.drop(stamp)
-    assert left == [*range(2, 400, 2), *range(400, 1000), 2004]
-    assert len(order) == 0
 
 
 def test_splits_do_not_pile_up() -> None:

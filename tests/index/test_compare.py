@@ -3,7 +3,7 @@
 from copy import copy
 from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.index import (
@@ -138,6 +138,7 @@ def content(index: PrefixIndex) -> set[tuple[str, str, int]]:
     return found
 
 
+@settings(deadline=None)
 @given(st.lists(holds, max_size=8), st.lists(holds, max_size=8))
 def test_who_holds_what_differs_in_rows_exactly_where_it_differs_block_by_block(
     one: list[tuple[InstanceId, str, bool]], other: list[tuple[InstanceId, str, bool]]

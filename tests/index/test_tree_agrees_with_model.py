@@ -34,6 +34,7 @@ from extproc.index import (
     Tier,
     holdings,
     loading,
+    order,
     prefix,
     snapshot,
     table,
@@ -244,6 +245,9 @@ class TinyHistories(Histories):
         self.patch.setattr(snapshot, "_LOOKS", 2)
         self.patch.setattr(snapshot, "CHUNK_EDGES", 2)
         self.patch.setattr(loading, "_SLICE", 1)
+        self.patch.setattr(loading, "_SORTED", 2)
+        self.patch.setattr(loading, "_BUCKET", 2)
+        self.patch.setattr(order, "_SHARD", 4)
         self.patch.setattr(holdings, "_JOIN_OTHERS", 1)
         self.patch.setattr(table, "BATCH_KEYS", 4)
         self.patch.setattr(table, "_SMALLEST", 16)
