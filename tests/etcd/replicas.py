@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from extproc.config import EtcdLog as Settings
-from extproc.index import Fact, PrefixIndex
+from extproc.index import Fact, Joined, PrefixIndex
 from extproc.log import IndexSnapshots
 from extproc.log.etcd import EtcdLog
 from extproc.log.etcd.client import Away
@@ -14,6 +14,7 @@ from extproc.log.etcd.snapshotter import LostLead, Snapshotter
 from extproc.log.etcd.state import PoolMetrics
 from extproc.telemetry import Metrics
 from tests.etcd.server import Cluster
+from tests.index.chains import A, B, held
 
 POOL = "p"
 PATIENCE_S = 60
@@ -93,6 +94,12 @@ class Replica:
         for task in self.log._tasks:
             task.cancel()
 
+    def stop_following(self) -> None:
+        """Let it read no more of the log."""
+        for task in self.log._tasks:
+            if "Follower" in repr(task.get_coro()):
+                task.cancel()
+
     async def settled(self) -> None:
         """Wait until all that was appended came back."""
         ticket = self.append()
@@ -121,3 +128,36 @@ async def alike(*replicas: Replica) -> None:
     """Wait until all have read as far, and see that they are the same."""
     await until(lambda: len({one.revision for one in replicas}) == 1)
     assert len({one.digest for one in replicas}) == 1
+
+
+class Turns:
+    """Facts that come all the time, as conversations make them."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self._replicas = replicas
+        self._task: asyncio.Task[None] | None = None
+        self.count = 0
+
+    async def __aenter__(self) -> "Turns":
+        self._replicas[0].append(Joined(A, 16), Joined(B, 16))
+        self._task = asyncio.ensure_future(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            for one in self._replicas:
+                one.append(held(A if self.count % 3 else B, f"{self.count:05d} prompt"))
+                self.count += 1
+            await asyncio.sleep(0.01)
+
+    async def more(self, count: int = 50) -> None:
+        """Wait until there were so many further ones."""
+        wanted = self.count + count
+        await until(lambda: self.count >= wanted)

@@ -1,6 +1,5 @@
 """What goes wrong with etcd, and that replicas are the same again afterwards."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from extproc.index import Joined
 from tests.etcd.relay import relay
-from tests.etcd.replicas import POOL, Replica, alike, replica, until
+from tests.etcd.replicas import POOL, Replica, Turns, alike, replica, until
 from tests.etcd.server import Cluster, cluster
 from tests.index.chains import A, B, depths, held
 
@@ -24,39 +23,6 @@ async def etcd(tmp_path: Path) -> AsyncIterator[Cluster]:
 async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with cluster(tmp_path, members=3) as running:
         yield running
-
-
-class Turns:
-    """Facts that come all the time, as conversations make them."""
-
-    def __init__(self, *replicas: Replica) -> None:
-        self._replicas = replicas
-        self._task: asyncio.Task[None] | None = None
-        self.count = 0
-
-    async def __aenter__(self) -> "Turns":
-        self._replicas[0].append(Joined(A, 16), Joined(B, 16))
-        self._task = asyncio.ensure_future(self._run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def stop(self) -> None:
-        assert self._task is not None
-        self._task.cancel()
-
-    async def _run(self) -> None:
-        while True:
-            for one in self._replicas:
-                one.append(held(A if self.count % 3 else B, f"{self.count:05d} prompt"))
-                self.count += 1
-            await asyncio.sleep(0.01)
-
-    async def more(self, count: int = 50) -> None:
-        """Wait until there were so many further ones."""
-        wanted = self.count + count
-        await until(lambda: self.count >= wanted)
 
 
 async def all_came_back(*replicas: Replica) -> None:

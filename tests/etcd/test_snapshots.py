@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from extproc.index import Joined
-from tests.etcd.replicas import POOL, Replica, alike, replica, until
+from tests.etcd.replicas import POOL, Replica, Turns, alike, replica, until
 from tests.etcd.server import Cluster, cluster
 from tests.index.chains import A, depths, held
 
@@ -89,3 +89,56 @@ async def test_with_compact_off_history_is_left_to_others(etcd: Cluster) -> None
                 )
             )
         assert (await etcd.try_ctl("get", "/x", "--rev=3"))[0] == 0
+
+
+async def test_what_is_written_while_a_snapshot_is_taken_is_kept(etcd: Cluster) -> None:
+    async with replica(etcd) as one:
+        await until(lambda: one.number("homing_log_leader"))
+        async with Turns(one) as turns:
+            for _ in range(10):
+                await turns.more(5)
+                await one.snapshot()
+        await one.settled()
+        async with replica(etcd) as late:
+            await alike(one, late)
+
+
+async def test_those_that_do_not_lead_know_that_the_log_is_shorter(etcd: Cluster) -> None:
+    async with replica(etcd) as one, replica(etcd) as other:
+        await until(lambda: one.number("homing_log_leader"))
+        await filled(one, 10)
+        await alike(one, other)
+        assert other.state.size.bytes == one.state.size.bytes > 0
+        await one.snapshot()
+        await until(lambda: other.state.size.bytes == 0)
+        assert other.state.snapshot == one.state.snapshot
+
+
+async def test_a_leader_that_is_behind_does_not_put_an_older_snapshot_in_place(
+    etcd: Cluster,
+) -> None:
+    """What came after it is no longer in the log."""
+    async with replica(etcd) as one, replica(etcd) as behind:
+        await until(lambda: one.number("homing_log_leader"))
+        await filled(one, 5)
+        await alike(one, behind)
+        behind.stop_following()
+        await filled(one, 5)
+        await one.snapshot()
+        pointer = await behind.get(behind.state.keys.pointer)
+        await one.log.close()
+        await until(lambda: behind.number("homing_log_leader"))
+        await behind.snapshot()
+        assert await behind.get(behind.state.keys.pointer) == pointer
+        async with replica(etcd) as late:
+            assert late.digest == one.digest
+
+
+async def test_who_lost_the_lead_unnoticed_writes_nothing_more(etcd: Cluster) -> None:
+    async with replica(etcd) as one:
+        await until(lambda: one.number("homing_log_leader"))
+        await filled(one, 5)
+        await etcd.ctl("del", f"/homing/{POOL}/leader")
+        await etcd.ctl("put", f"/homing/{POOL}/leader", "another")
+        await one.snapshot()
+        assert await names(etcd, "snapshot/") == await names(etcd, "log/snapshot") == []
