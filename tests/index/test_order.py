@@ -23,11 +23,11 @@ def test_an_order_is_a_list_of_stamps_with_their_entries(
             stamps = list(model)
             old = stamps[choice % len(stamps)] if stamps else 0
             if what == "put":
-                real.put(now, f"{now}")
                 model[now] = f"{now}"
+                real.put(now, model[now])
             elif what == "replace" and old:
-                real.put(old, f"{old} again")
                 model[old] = f"{old} again"
+                real.put(old, model[old])
             elif what == "move":
                 entry = model.get(old, "new") if choice % 3 else "another"
                 known = real.move(old, now, entry)
