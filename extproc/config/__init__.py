@@ -4,6 +4,7 @@ from extproc.config.instances import load_instances
 from extproc.config.load import load_config
 from extproc.config.model import (
     Config,
+    DnsDiscovery,
     Drain,
     EnvoyOptions,
     EnvoyTls,
@@ -27,6 +28,7 @@ from extproc.config.model import (
 
 __all__ = [
     "Config",
+    "DnsDiscovery",
     "Drain",
     "EnvoyOptions",
     "EnvoyTls",

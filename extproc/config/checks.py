@@ -4,7 +4,16 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 
 from extproc.config.addresses import is_local, is_loopback
-from extproc.config.model import Config, EnvoyTls, EtcdLog, HubFiles, Instance, Pool, TlsFiles
+from extproc.config.model import (
+    Config,
+    DnsDiscovery,
+    EnvoyTls,
+    EtcdLog,
+    HubFiles,
+    Instance,
+    Pool,
+    TlsFiles,
+)
 from extproc.config.source import FieldPath, Finding, spell_field
 
 _OF_MISTRAL = ("tekken.json", "tokenizer.model*")
@@ -25,6 +34,8 @@ def check(config: Config) -> Iterator[Finding]:
         if bool(pool.instances) == (pool.discovery is not None):
             what = "goes with no discovery" if pool.instances else "is missing, and so is discovery"
             yield Finding(("pools", p, "instances"), what)
+        if isinstance(pool.discovery, DnsDiscovery):
+            yield from _check_dns(("pools", p, "discovery"), pool.discovery)
         yield from check_instances(("pools", p, "instances"), pool.instances)
         yield from _check_files(("pools", p), pool)
         yield from _check_events(("pools", p), pool)
@@ -44,6 +55,13 @@ def _model_names(config: Config) -> Iterator[tuple[FieldPath, str]]:
             yield (*at, "name"), model.name
             yield from (((*at, "aliases", a), alias) for a, alias in enumerate(model.aliases))
             yield from (((*at, "adapters", a), name) for a, name in enumerate(model.adapters))
+
+
+def _check_dns(at: FieldPath, settings: DnsDiscovery) -> Iterator[Finding]:
+    if settings.records == "SRV" and settings.port is not None:
+        yield Finding((*at, "port"), "comes with each SRV record")
+    if settings.records != "SRV" and settings.port is None:
+        yield Finding((*at, "port"), f"is missing; {settings.records} records have none")
 
 
 def check_instances(at: FieldPath, instances: Sequence[Instance]) -> Iterator[Finding]:

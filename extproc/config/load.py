@@ -84,7 +84,7 @@ def _sentence(finding: Finding) -> str:
 
 def _finding(error: ErrorDetails, data: object, section: type[BaseModel]) -> Finding:
     field = _field_path(error["loc"], data)
-    if error["type"] == "union_tag_invalid":
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         field = (*field, "kind")
     return Finding(field, _words(error, field, section))
 
@@ -137,6 +137,8 @@ def _words(error: ErrorDetails, field: FieldPath, section: type[BaseModel]) -> s
             return f"must be a finite number, not {found}"
         case "too_short" | "string_too_short":
             return "must not be empty"
+        case "union_tag_not_found":
+            return "is missing"
         case "union_tag_invalid":
             expected = context["expected_tags"].replace("'", '"').replace(", ", " or ")
             return f"must be {expected}, not {_shown(context['tag'])}"
@@ -171,6 +173,8 @@ def _shown(value: object) -> str:
 
 def _unknown_key(section: type[BaseModel], field: FieldPath) -> str:
     known = _keys_at(section, field[:-1])
+    if field[-1] in known:
+        return "goes with another kind"
     close = get_close_matches(str(field[-1]), known, n=1)
     if close:
         return f'unknown key; did you mean "{close[0]}"?'

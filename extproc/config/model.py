@@ -258,7 +258,33 @@ class FileDiscovery(Section):
     (`starting`, `ready` or `draining`). Looked at every second."""
 
 
-Discovery: TypeAlias = FileDiscovery
+class DnsDiscovery(Section):
+    """Instances from the addresses of a name."""
+
+    kind: Literal["dns"]
+    """Where instances come from: `file`, `dns`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """`dns`: the name to ask for, such as `engines.llm.svc.cluster.local`."""
+
+    records: Literal["A", "AAAA", "SRV"] = "A"
+    """`dns`: which records. `SRV` brings the ports with it."""
+
+    port: Port | None = None
+    """`dns`: the engines' port; needed where the records have none."""
+
+    every_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    """`dns`: time between two questions."""
+
+    linger_s: Patience = 30.0
+    """`dns`: how long an address that is not in the answers any more is kept, without requests,
+    before what it holds is forgotten."""
+
+    nameservers: tuple[EndpointAddress, ...] = ()
+    """`dns`: whom to ask, as `ip:port`; those of /etc/resolv.conf if not given."""
+
+
+Discovery: TypeAlias = Annotated[FileDiscovery | DnsDiscovery, Field(discriminator="kind")]
 
 
 def _word_or_section(value: object) -> str:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 
@@ -10,6 +11,9 @@ from tests.config.cases import findings
 from tests.config.reference import PAGE, fields, page_with, table
 
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+DISCOVERY = re.findall(
+    r"```yaml\n(pools:.*?)```", PAGE.with_name("discovery.md").read_text(), re.DOTALL
+)
 
 
 def test_the_page_has_every_field_with_its_default() -> None:
@@ -20,6 +24,14 @@ def test_the_page_has_every_field_with_its_default() -> None:
 def test_every_field_says_what_it_means() -> None:
     silent = [path for path, field in fields() if not (field.description or "").strip()]
     assert silent == []
+
+
+@pytest.mark.parametrize("example", DISCOVERY, ids=itertools.count())
+def test_the_examples_of_discoveries_are_right(
+    example: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = example.replace("models/qwen3", "tok")
+    assert findings(text, tmp_path_factory.mktemp("example")) == ""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +46,7 @@ def test_the_examples_of_the_page_are_right(
 
 
 def test_every_field_is_in_an_example() -> None:
-    examples = [YAML(typ="safe").load(example) for example in EXAMPLES]
+    examples = [YAML(typ="safe").load(example) for example in EXAMPLES + DISCOVERY]
     for path, _ in fields():
         seen = examples
         for part in path.split("."):

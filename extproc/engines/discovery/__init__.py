@@ -1,6 +1,7 @@
 """Which instances a pool has: one interface, and a file for each way to learn it."""
 
 from extproc import config
+from extproc.engines.discovery.dns import DnsDiscovery
 from extproc.engines.discovery.entries import instance_of
 from extproc.engines.discovery.file import FileDiscovery
 from extproc.engines.discovery.interface import Discovery, DiscoveryError, follow
@@ -10,7 +11,11 @@ __all__ = ["Discovery", "DiscoveryError", "discovery_of", "follow", "instance_of
 
 def discovery_of(pool: config.Pool) -> Discovery | None:
     """What finds the pool's instances; None where the configuration lists them."""
-    found = pool.discovery
-    if found is None:
-        return None
-    return FileDiscovery(found.path, scraped=pool.metrics != "off")
+    scraped = pool.metrics != "off"
+    match pool.discovery:
+        case config.FileDiscovery() as found:
+            return FileDiscovery(found.path, scraped)
+        case config.DnsDiscovery() as found:
+            return DnsDiscovery(found, scraped)
+        case _:
+            return None
