@@ -113,6 +113,7 @@ async def test_without_etcd_it_serves_on_what_it_picked_itself_and_says_so(tmp_p
             await until(homing, WARM, 1)
             # What was keyed with a secret of its own never gets into the log.
             await learnt(homing, f"5 {LONG}")
+            assert (await metrics(homing))[BLOCKS] < 60  # of one conversation, not of five
             assert "start cold: test" in homing.log.read_text()
 
 
