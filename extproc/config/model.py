@@ -208,7 +208,7 @@ class Instance(Section):
     endpoint: EndpointAddress
     """Where it listens: `ip:port` or `[ipv6]:port`."""
 
-    name: Annotated[InstanceId, Field(min_length=1)] | None = None
+    name: Annotated[InstanceId, Field(min_length=1, max_length=256)] | None = None
     """What to call it in metrics, traces and tables; the endpoint if not given."""
 
     rank: Annotated[int, Field(ge=0)] | None = None

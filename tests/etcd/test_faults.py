@@ -165,3 +165,44 @@ async def test_a_log_that_takes_no_more_is_waited_for_and_bounds_the_backlog(
         await alike(one, other)
         assert depths(other.index, "0999 prompt") == {"a": 11}
         assert depths(other.index, "0000 prompt") == {"a": 1}  # later ones begin so
+
+
+async def test_a_replica_that_starts_while_etcd_takes_no_more_reads_what_there_is(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path, quota_bytes=2 * 1024 * 1024) as etcd:
+        async with replica(etcd) as one:
+            one.append(Joined(A, 16), held(A, "before"))
+            await one.settled()
+        while (await etcd.try_ctl("put", "/filler", "x" * 100_000))[0] == 0:
+            pass
+        async with replica(etcd) as late:
+            assert late.log.warm(POOL)
+            assert depths(late.index, "before") == {"a": 6}
+
+
+async def test_a_secret_that_is_none_is_waited_out(
+    etcd: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    await etcd.ctl("put", f"/homing/{POOL}/secret", "short")
+    async with replica(etcd, warm_timeout_s=0.2) as one:
+        assert one.log.secret(POOL) is None
+        assert any("is no secret" in text for text in caplog.messages)
+        await etcd.ctl("del", f"/homing/{POOL}/secret")
+        await until(lambda: one.log.warm(POOL))
+
+
+async def test_a_fault_of_ours_is_counted_and_the_log_read_anew(
+    etcd: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replica(etcd) as one, replica(etcd) as other:
+        one.append(Joined(A, 16), held(A, "xyz"))
+        await one.settled()
+        await alike(one, other)
+        with monkeypatch.context() as broken:
+            broken.setattr(other.index, "apply", None)
+            one.append(held(A, "uvw"))
+            errors = other.metrics.errors.labels("log")
+            await until(lambda: errors._value.get())
+        await until(lambda: depths(other.index, "uvw") == {"a": 3})
+        await alike(one, other)

@@ -92,15 +92,19 @@ async def test_with_compact_off_history_is_left_to_others(etcd: Cluster) -> None
 
 
 async def test_what_is_written_while_a_snapshot_is_taken_is_kept(etcd: Cluster) -> None:
-    async with replica(etcd) as one:
+    async with replica(etcd) as one, replica(etcd) as other:
         await until(lambda: one.number("homing_log_leader"))
-        async with Turns(one) as turns:
-            for _ in range(10):
+        one.append(Joined(A, 16))
+        # Enough for a snapshot that takes longer than the next records.
+        one.append(*(held(A, f"{number} {'x' * 200}") for number in range(2000)))
+        for _ in range(3):
+            async with Turns(one, other) as turns:
                 await turns.more(5)
                 await one.snapshot()
-        await one.settled()
-        async with replica(etcd) as late:
-            await alike(one, late)
+            await other.settled()
+            assert other.revision > one.state.snapshot
+            async with replica(etcd) as late:
+                await alike(one, late)
 
 
 async def test_those_that_do_not_lead_know_that_the_log_is_shorter(etcd: Cluster) -> None:

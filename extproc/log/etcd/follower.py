@@ -9,16 +9,17 @@ import asyncio
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
 from etcd3aio.kv import KVService
 
-from extproc.log.etcd.client import CALL_TIMEOUT_S, Away, Client
+from extproc.log.etcd.client import CALL_TIMEOUT_S, Away, Client, Connection
 from extproc.log.etcd.pointers import Pointer, read_pointer, whole
 from extproc.log.etcd.reading import pages
 from extproc.log.etcd.retries import Backoff
-from extproc.log.etcd.state import PoolMetrics, PoolState
+from extproc.log.etcd.state import SECRET_BYTES, PoolMetrics, PoolState
 from extproc.log.interface import BadSnapshot
 from extproc.log.records import BadRecord
 
@@ -57,8 +58,8 @@ class Follower:
         while True:
             try:
                 await self._catch_up()
-                backoff.reset()
-                await self._watch()
+                async with backoff.lasting():
+                    await self._watch()
             except StartOver as why:
                 self._start_over(str(why))
             except Away as away:
@@ -85,26 +86,15 @@ class Follower:
             await self._load(found)
 
     async def _look(self) -> _Cluster:
-        """Read the secret, or write one."""
+        """Read the secret, or write one. Linearizable: what it sees is up to date."""
         state = self._state
-        key = state.keys.secret
-        answer = await self._client.call(
-            lambda connection: connection.kv.txn(
-                [KVService.txn_compare_create_revision(key, 0)],
-                [KVService.txn_op_put(key, state.offered_secret)],
-                [KVService.txn_op_get(key)],
-                timeout=CALL_TIMEOUT_S,
-            )
-        )
-        if answer.succeeded:
-            secret = state.offered_secret
-        else:
-            secret = answer.responses[0].response_range.kvs[0].value
+        read = partial(_secret, state.keys.secret, state.offered_secret)
+        secret, cluster = await self._client.call(read)
         if secret != state.secret:
             if state.secret is not None:
                 self._start_over("another secret")
             state.take_secret(secret)
-        return _Cluster(answer.header.cluster_id, answer.header.revision)
+        return cluster
 
     async def _load(self, at: _Cluster) -> None:
         """Everything that there is at this revision."""
@@ -230,3 +220,18 @@ class Follower:
         if perf_counter() - self._breath > SLICE_S:
             await asyncio.sleep(0)
             self._breath = perf_counter()
+
+
+async def _secret(key: bytes, offered: bytes, connection: Connection) -> tuple[bytes, _Cluster]:
+    """The pool's secret, which is `offered` where there was none."""
+    # Not in one transaction: an etcd without space refuses those that might write.
+    answer = await connection.kv.get(key, timeout=CALL_TIMEOUT_S)
+    if not answer.kvs:
+        absent = [KVService.txn_compare_create_revision(key, 0)]
+        put = [KVService.txn_op_put(key, offered)]
+        await connection.kv.txn(absent, put, timeout=CALL_TIMEOUT_S)
+        answer = await connection.kv.get(key, timeout=CALL_TIMEOUT_S)
+    secret = bytes(answer.kvs[0].value) if answer.kvs else b""
+    if len(secret) != SECRET_BYTES:
+        raise Away("other", f"{key.decode()} is no secret of {SECRET_BYTES} bytes")
+    return secret, _Cluster(answer.header.cluster_id, answer.header.revision)

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine, Sequence
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic
 
 from extproc.config import EtcdLog as Settings
@@ -23,6 +25,9 @@ logger = logging.getLogger("homing.log")
 
 CLOSE_S = 2.0
 """Longest that facts which were not written yet hold up the end."""
+
+AGAIN_S = 1.0
+"""How long after a fault of ours a loop begins anew."""
 
 REJECTED = ("checksum", "malformed", "place", "repeated", "rewritten")
 
@@ -111,7 +116,7 @@ class EtcdLog:
         self._session = Session(self._client, self._writer)
         for pool, seat in self._seats.items():
             self._start_pool(pool, seat)
-        self._start(self._session.run())
+        self._start(self._session.run)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.warm_timeout_s):
                 for seat in self._seats.values():
@@ -149,24 +154,28 @@ class EtcdLog:
         client, session, state = self._client, self._session, seat.state
         metrics = PoolMetrics(self._metrics, pool)
         session.seats.append(seat)
-        self._start(Follower(client, state, metrics).run())
-        self._start(Writer(client, state, metrics).run())
-        self._start(session.lead(seat))
-        self._start(session.listen(seat))
-        self._start(session.speak(seat))
-        self._start(Snapshotter(client, session, seat, self._settings, metrics).run())
+        self._start(lambda: Follower(client, state, metrics).run())
+        self._start(lambda: Writer(client, state, metrics).run())
+        self._start(lambda: session.lead(seat))
+        self._start(lambda: session.listen(seat))
+        self._start(lambda: session.speak(seat))
+        self._start(lambda: Snapshotter(client, session, seat, self._settings, metrics).run())
         self._metrics.log_leader.labels(pool).set_function(lambda: session.leads(seat))
 
-    def _start(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.append(task)
-        task.add_done_callback(self._ended)
+    def _start(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        self._tasks.append(asyncio.ensure_future(self._keep(work)))
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        """None ends by itself: a fault of ours, and the log stands still."""
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self._metrics.errors.labels("log").inc()
-            logger.error("the log stopped: %s", type(fault).__name__, exc_info=fault)
+    async def _keep(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Run a loop that never ends; after a fault of ours begin it anew, or all stands still."""
+        while True:
+            try:
+                await work()
+            except Exception as fault:
+                self._metrics.errors.labels("log").inc()
+                frame = traceback.extract_tb(fault.__traceback__)[-1]
+                place = f"{Path(frame.filename).name}:{frame.lineno}"
+                logger.error("the log failed: %s at %s", type(fault).__name__, place)
+            await asyncio.sleep(AGAIN_S)
 
     def _measure(self, pool: str, seat: Seat) -> None:
         """Numbers that are read when they are asked for."""

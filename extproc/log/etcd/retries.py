@@ -2,6 +2,9 @@
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
 
 FIRST_S = 0.05
 LONGEST_S = 1.0
@@ -17,6 +20,16 @@ class Backoff:
     def reset(self) -> None:
         """It worked."""
         self._next = FIRST_S
+
+    @asynccontextmanager
+    async def lasting(self) -> AsyncIterator[None]:
+        """Something that works for as long as it does: it did if that was a while."""
+        started = monotonic()
+        try:
+            yield
+        finally:
+            if monotonic() - started > LONGEST_S:
+                self.reset()
 
     async def wait(self) -> None:
         """Before the next try."""
