@@ -217,12 +217,15 @@ class Stack:
         """The configuration of one Homing."""
         return self.folder / f"{replica.name}.yaml"
 
+    def replica_config(self, replica: Replica) -> dict[str, Any]:
+        """What is in it."""
+        return {**self.config, "listen": replica.listen, "admin": replica.admin}
+
     def _prepare(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for replica in self.replicas:
-            own = {"listen": replica.listen, "admin": replica.admin}
             with self.config_file(replica).open("w") as file:
-                YAML(typ="safe").dump({**self.config, **own}, file)
+                YAML(typ="safe").dump(self.replica_config(replica), file)
 
     def _start_all(self) -> None:
         *first, envoy = self.processes.values()
