@@ -50,7 +50,7 @@ def vllm_python() -> Path:
 
 def _install(target: Path, python: Path) -> None:
     venv.create(target, with_pip=True)
-    pip = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile"]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile"]
     if subprocess.run([*pip, TORCH], stderr=subprocess.DEVNULL).returncode:
         subprocess.run([*pip, "--index-url", TORCH_INDEX, TORCH], check=True)
     subprocess.run([*pip, "--requirement", REQUIREMENTS], check=True)
