@@ -30,9 +30,10 @@ Append: TypeAlias = Callable[[Sequence[Fact]], None]
 SLICE_S: Final = 0.0005
 """Longest that the event loop is kept before others are let in, but for one step."""
 
-MOST_QUEUED: Final = 1000
-"""Messages of one instance that are received and not taken in yet; the rest waits in ZeroMQ, whose
-own bound lets go of what is beyond it: a gap, which is asked for."""
+MOST_QUEUED: Final = 16
+"""Messages that are received and not taken in yet: receiving one takes 30 µs, and all that are
+there would be received in one go. The rest waits in ZeroMQ, whose own bound lets go of what is
+beyond it: a gap, which is asked for."""
 
 REPLAY_PATIENCE_S: Final = 2.0
 """Longest silence of an engine that was asked for its history."""
@@ -60,8 +61,6 @@ class Subscription:
         """What is being done."""
         self.due = False
         """Whether it is in the round of those that have work."""
-        self.room = asyncio.Event()
-        self.room.set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.replay: asyncio.Task[None] | None = None
 
@@ -74,6 +73,9 @@ class EventReader:
         """Made when there is something to follow: it has threads of its own."""
         self._subscriptions: set[Subscription] = set()
         self._due: deque[Subscription] = deque()
+        self._queued = 0
+        self._room = asyncio.Event()
+        self._room.set()
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
@@ -89,6 +91,7 @@ class EventReader:
     def unsubscribe(self, subscription: Subscription) -> None:
         """No more of it; what was received and not taken in is let go."""
         self._subscriptions.discard(subscription)
+        self._done(len(subscription.work))
         subscription.work.clear()
         subscription.steps = iter(())
         for task in subscription.tasks:
@@ -99,8 +102,9 @@ class EventReader:
         if subscription not in self._subscriptions:
             return
         subscription.work.append(work)
-        if len(subscription.work) >= MOST_QUEUED:
-            subscription.room.clear()
+        self._queued += 1
+        if self._queued >= MOST_QUEUED:
+            self._room.clear()
         if not subscription.due:
             subscription.due = True
             self._due.append(subscription)
@@ -152,9 +156,13 @@ class EventReader:
         if not subscription.work:
             return False
         subscription.steps = subscription.work.popleft()()
-        if len(subscription.work) < MOST_QUEUED // 2:
-            subscription.room.set()
+        self._done(1)
         return True
+
+    def _done(self, works: int) -> None:
+        self._queued -= works
+        if self._queued < MOST_QUEUED:
+            self._room.set()
 
     def _start(
         self, subscription: Subscription, work: Coroutine[None, None, None]
@@ -188,7 +196,7 @@ class EventReader:
     async def _receive(self, subscription: Subscription, socket: zmq.asyncio.Socket) -> None:
         stream = subscription.stream
         while True:
-            await subscription.room.wait()
+            await self._room.wait()
             message = _read(await socket.recv_multipart(), stream)
             if message is not None:
                 self.do(subscription, partial(stream.receive, message))
@@ -205,7 +213,7 @@ class EventReader:
             await socket.send_multipart([b"", request.start.to_bytes(8, "big")])
             with suppress(TimeoutError):
                 while not answered:
-                    await subscription.room.wait()
+                    await self._room.wait()
                     frames = await asyncio.wait_for(socket.recv_multipart(), REPLAY_PATIENCE_S)
                     message = _read(frames, stream)
                     if message is not None and message.seq == END and not message.payload:
