@@ -279,6 +279,7 @@ class Run:
         subject = self.subject
         subject.join(self.workers, 0)
         gc.collect()
+        gc.freeze()
         before, seconds, worst = _resident(), 0.0, 0.0
         for conversation in range(self.conversations):
             chain, worker = self.chain(conversation), conversation % self.workers
@@ -420,14 +421,17 @@ class Run:
         subject.join(64, 0)
         gc.collect()
         before = _resident()
+        subject.store(subject.made_store(0, self.shared, 0, SHARED))
         for start in range(0, number, 1000):
-            ops = []
-            for edge in range(start, min(number, start + 1000)):
-                chain = np.concatenate([self.shared, self._fresh(blocks)])
-                ops.append(subject.made_store(edge % 64, chain, SHARED if edge else 0, len(chain)))
+            # Nothing but the keys is made beside the index, or what is freed between them counts.
+            chains = self._fresh(min(1000, number - start), 1 + blocks)
+            chains[:, 0] = self.shared[-1]
+            ops = [
+                subject.made_store(n % 64, chain, 1, 1 + blocks) for n, chain in enumerate(chains)
+            ]
             for op in ops:
                 subject.store(op)
-        ops = []
+        ops = chains = op = None
         while subject.step():
             pass
         gc.collect()
@@ -438,74 +442,9 @@ class Run:
             "bytes_exact": (_resident() - before) / pairs,
         }
 
-    def bulk(self, edges: int, blocks: int) -> dict[str, float]:
-        """One instance with so many blocks in so many edges: filled, collected, cleared.
-
-        CPU time of the thread, because what else runs on the machine is no pause of the index.
-        """
-        subject = self.subject
-        assert isinstance(subject, Homing)
-        subject.join(2, 0)
-        collections: list[float] = []
-        began = 0.0
-
-        def watch(phase: str, info: dict[str, int]) -> None:
-            nonlocal began
-            if phase == "start":
-                began = time.thread_time()
-            else:
-                collections.append(time.thread_time() - began)
-
-        baseline = _collection()
-        gc.callbacks.append(watch)
-        fill = 0.0
-        for start in range(0, edges, 1000):
-            ops = [
-                subject.made_store(
-                    0,
-                    np.concatenate([self.shared[:1], self._fresh(blocks // edges)]),
-                    0,
-                    1 + blocks // edges,
-                )
-                for _ in range(start, min(edges, start + 1000))
-            ]
-            for op in ops:
-                fill = max(fill, _thread(subject.store, op))
-        gc.callbacks.remove(watch)
-        full = _collection()
-        clear = _thread(subject.leave, 0)
-        slices = [clear]
-        more = True
-        while more:
-            begin = time.thread_time()
-            more = subject.step()
-            slices.append(time.thread_time() - begin)
-        return {
-            "fill_ms": fill * 1e3,
-            "collection_ms": max(collections, default=0.0) * 1e3,
-            "full_collection_ms": full * 1e3,
-            "empty_collection_ms": baseline * 1e3,
-            "clear_ms": clear * 1e3,
-            "slice_ms": max(slices) * 1e3,
-            "slices": len(slices),
-            "left": subject.numbers()["edges"],
-        }
-
 
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _thread(call: Any, argument: Any) -> float:
-    begin = time.thread_time()
-    call(argument)
-    return time.thread_time() - begin
-
-
-def _collection() -> float:
-    begin = time.thread_time()
-    gc.collect()
-    return time.thread_time() - begin
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ own process it is faster than it is here. It is compared as what it is to a Pyth
 The peers live in .cache/peers, which this makes (from PyPI) if it is not there; `--no-peers` leaves
 them out, and so does `--quick` where they are not there yet. Stores and removals are in CPU
 seconds, queries in wall time (medians of the rounds' medians, so that a busy machine hurts less),
-pauses in CPU time of the thread.
+slices of bulk work in CPU time of the thread, and in wall time beside it.
 
     python benchmarks/index.py [--json] [--quick] [--no-peers]
 """
@@ -102,6 +102,21 @@ def compare(
     return results
 
 
+def pauses(edges: int, blocks: int, repeats: int) -> dict[str, Any]:
+    """Bulk work so many times, each in a fresh process; medians, so that one hiccup is no slice."""
+    command = [sys.executable, str(HERE / "_index_pauses.py"), str(edges), str(blocks)]
+    runs = [
+        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        for _ in range(repeats)
+    ]
+    return {
+        name: {kind: median(run[name][kind] for run in runs) for kind in value}
+        if isinstance(value, dict)
+        else median(run[name] for run in runs)
+        for name, value in runs[0].items()
+    }
+
+
 def peers(install: bool) -> list[str]:
     """The peers that can be run here."""
     python = PEERS / "bin" / "python"
@@ -126,9 +141,9 @@ def measure(quick: bool, with_peers: bool) -> dict[str, Any]:
     stores = {name: once(name, "turns", *turns) for name in subjects if name != "gorgo"}
     staggered = {name: once(name, "staggered", 64, queries) for name in subjects}
     short = {
-        blocks: once("homing", "edges", 2_000 if quick else 50_000, blocks) for blocks in (20, 100)
+        blocks: once("homing", "edges", 2_000 if quick else 200_000, blocks) for blocks in (20, 100)
     }
-    bulk = once("homing", "bulk", *((20_000, 40_000) if quick else (500_000, 1_000_000)))
+    bulk = pauses(*((20_000, 40_000, 1) if quick else (500_000, 1_000_000, 3)))
 
     figures: dict[str, Any] = {}
     for scale, results in scales.items():
@@ -160,12 +175,22 @@ def measure(quick: bool, with_peers: bool) -> dict[str, Any]:
     for blocks, result in short.items():
         figures[f"bytes_per_block_edges_of_{blocks}"] = result["bytes"]
         figures[f"bytes_per_block_exact_edges_of_{blocks}"] = result["bytes_exact"]
-    figures["slice_ms_max"] = max(bulk["slice_ms"], bulk["fill_ms"], bulk["clear_ms"])
-    figures["collection_ms_max"] = max(bulk["collection_ms"], bulk["full_collection_ms"])
+    for clock in ("cpu", "wall"):
+        for kind, milliseconds in bulk[f"{clock}_ms"].items():
+            name = kind.replace(" ", "_")
+            figures[f"slice_{name}_ms_max" + ("_wall" if clock == "wall" else "")] = milliseconds
+    figures["slice_ms_max"] = max(bulk["cpu_ms"].values())
+    figures["slice_ms_p999_wall"] = bulk["wall_ms_p999"]
+    figures["collection_ms_max"] = bulk["collection_ms"]
     figures["collection_ms_of_an_empty_process"] = bulk["empty_collection_ms"]
+    figures["store_10m_ms_max" if "10m_" in scales else "store_ms_max"] = large["store_pause_ms"]
     figures["pause_ms_max"] = max(
         figures["slice_ms_max"], figures["collection_ms_max"], large["store_pause_ms"]
     )
+    for what in ("snapshot", "load"):
+        figures[f"{what}_blocks_per_s"] = bulk[f"{what}_blocks_per_s"]
+    figures["snapshot_bytes_per_block"] = bulk["snapshot_bytes_per_block"]
+    figures["digest_us"] = bulk["digest_us"]
     figures["answers_checked"] = sum(
         r["checked"] for results in scales.values() for r in results.values()
     )

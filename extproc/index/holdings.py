@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 from extproc.index.cover import ones
 from extproc.index.facts import Capacity, Dropped, Expired, Held, Source, Tier
-from extproc.index.instance import TIERS, Instance
+from extproc.index.instance import Instance
 from extproc.index.keys import common_prefix, key_sum, reverse, same_keys
 from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
 from extproc.index.snapshot import Cut
-from extproc.index.tree import HELD_CPU, MAX_EDGE, SURE_GPU, Edge, Tree, alone
+from extproc.index.sums import TIERS
+from extproc.index.tree import HELD_CPU, HELD_GPU, MAX_EDGE, SURE_GPU, Edge, Tree, alone
 from extproc.terms import KEY_BYTES, BlockKey
 
 _SLICE = 64
@@ -116,7 +117,12 @@ class Holdings:
 
     def drop(self, instance: Instance, fact: Dropped) -> None:
         """Take these blocks from the instance. Neighbours go together, others cost 8 µs each."""
-        self._begin(self._drop(instance, fact))
+        if len(fact.keys) != KEY_BYTES:
+            self._begin(self._drop(instance, fact))
+        elif place := self.tree.find(BlockKey(int.from_bytes(fact.keys, "little"))):
+            edge, block = place
+            if edge.blocks(fact.tier, instance.slot) >> block & 1:
+                self._unset(instance, fact.tier, edge, 1 << block)
 
     def expire(self, instance: Instance, fact: Expired) -> None:
         """Take the unconfirmed ones of these blocks from the instance, in every tier."""
@@ -156,7 +162,7 @@ class Holdings:
             new = wanted & ~had
             if new:
                 edge.own_plane(plane).put(slot, had | new, edge.size)
-                instance.sums[plane] += block_sum(edge, new)
+                instance.sums.shift(plane, block_sum(edge, new))
                 if plane < TIERS:
                     self._count(instance, plane, edge, new.bit_count())
 
@@ -170,7 +176,7 @@ class Holdings:
     ) -> Edge:
         """New blocks after `edge`, in it where that hurts nobody, else in new edges below it."""
         bit, tree = instance.bit, self.tree
-        instance.add_sums(planes, keys)
+        instance.sums.add(planes, keys)
         added = len(keys) // KEY_BYTES
         start = 0
         if (
@@ -289,16 +295,24 @@ class Holdings:
 
     def _unset(self, instance: Instance, tier: int, edge: Edge, gone: int) -> None:
         """Take blocks that the instance holds in this tier away from it."""
-        slot, size = instance.slot, edge.size
         if self.cut is not None:
             self.cut.save_path(edge)  # the queue's entry may go to an edge above
+        slot, size = instance.slot, edge.size
+        low = (gone & -gone).bit_length() - 1
+        planes = edge.sole(instance.bit)
+        if planes and tier == HELD_GPU and low and gone >> low == (1 << size - low) - 1:
+            # The usual case: the only holder lets go of the end of a branch.
+            instance.sums.remove(planes, edge.keys[low * KEY_BYTES :])
+            self.tree.trim(edge, low)
+            self._count(instance, tier, edge, low - size)
+            return
         total = block_sum(edge, gone)
         for plane in (tier, tier + TIERS):
             had = edge.blocks(plane, slot)
             lost = had & gone
             if lost:
                 edge.own_plane(plane).put(slot, had ^ lost, size)
-                instance.sums[plane] -= total if lost == gone else block_sum(edge, lost)
+                instance.sums.shift(plane, -total if lost == gone else -block_sum(edge, lost))
         self._count(instance, tier, edge, -gone.bit_count())
         cover = edge.plane(tier)
         if cover is None or not cover.holds(slot):
@@ -377,11 +391,13 @@ class Holdings:
             same = 1
             if at + KEY_BYTES < end:
                 rest = keys[at : min(end, at + MAX_EDGE * KEY_BYTES)]
-                same = same_keys(edge.keys[low * KEY_BYTES :], rest)
-                if same == 1 and low:
-                    start = max(0, (low + 1) * KEY_BYTES - len(rest))
-                    same = same_keys(reverse(edge.keys[start : (low + 1) * KEY_BYTES]), rest)
+                stop = (low + 1) * KEY_BYTES
+                if low and rest.startswith(edge.keys[stop - 16 : stop - 8], KEY_BYTES):
+                    start = max(0, stop - len(rest))
+                    same = same_keys(reverse(edge.keys[start:stop]), rest)
                     low += 1 - same
+                else:
+                    same = same_keys(edge.keys[stop - 8 :], rest)
             at += same * KEY_BYTES
             yield edge, ((1 << same) - 1) << low
 

@@ -1,27 +1,20 @@
 """What the index keeps of one instance."""
 
-import numpy as np
 import xxhash
 
 from extproc.index.facts import Tier
 from extproc.index.order import Order
 from extproc.index.scope import Scope
+from extproc.index.sums import TIERS, Sums
 from extproc.index.tree import Edge
 from extproc.terms import InstanceId
-
-TIERS = len(Tier)
-PLANES = 2 * TIERS
-
-_MASK = (1 << 64) - 1
-_FRESH_BYTES = 4096
 
 
 class Instance:
     """One instance's place in the masks, its counts and its order of use.
 
-    slot, bit: its bit in the edges' masks. limits, counts, tails: by tier. sums: by plane, the sum
-    of the block keys modulo 2⁶⁴, for the digest, but for `fresh`: keys that are to be added to a
-    plane's, and a confirmed one's tier's, many at a time. scopes: its blocks in each bound.
+    slot, bit: its bit in the edges' masks. limits, counts, tails: by tier. sums: of its block keys,
+    by plane. scopes: its blocks in each bound.
 
     tails: one entry per touch that still counts: its stamp and the deepest edge that it touched and
     that the instance holds something of in the tier. Every edge the instance holds something of has
@@ -34,7 +27,6 @@ class Instance:
         "block_size",
         "counts",
         "endpoint",
-        "fresh",
         "limits",
         "name",
         "scopes",
@@ -51,26 +43,9 @@ class Instance:
         self.endpoint = endpoint
         self.limits: list[int | None] = [None] * TIERS
         self.counts = [0] * TIERS
-        self.sums = [0] * PLANES
-        self.fresh = tuple(bytearray() for _ in range(PLANES))
+        self.sums = Sums()
         self.scopes: dict[Scope, int] = {}
         self.tails: list[Order[Edge]] = [Order() for _ in range(TIERS)]
-
-    def add_sums(self, planes: tuple[int, ...], keys: bytes) -> None:
-        """These blocks are new in these planes. O(keys), a tenth of adding them up one by one."""
-        fresh = self.fresh[planes[-1]]
-        fresh += keys
-        if len(fresh) > _FRESH_BYTES:
-            self._settle()
-
-    def _settle(self) -> None:
-        for plane, fresh in enumerate(self.fresh):
-            if fresh:
-                total = int(np.frombuffer(fresh, np.uint64).sum())
-                fresh.clear()
-                self.sums[plane] += total
-                if plane >= TIERS:
-                    self.sums[plane - TIERS] += total
 
     def digest(self) -> int:
         """64 bits over what decides how it answers and what it does next; ~2 µs, any size.
@@ -78,9 +53,8 @@ class Instance:
         Name, block size, endpoint and limits; the sum of its block keys in each plane; and per tier
         the stamps that still count, which are its order of use.
         """
-        self._settle()
         head = f"{self.block_size} {self.limits} {self.name} {self.endpoint} ".encode()
-        numbers = *(keys & _MASK for keys in self.sums), *(tails.squares for tails in self.tails)
+        numbers = *self.sums.totals(), *(tails.squares for tails in self.tails)
         return xxhash.xxh3_64_intdigest(head + b"".join(n.to_bytes(24, "little") for n in numbers))
 
     def tier_of(self, stamp: int) -> Tier | None:

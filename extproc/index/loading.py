@@ -10,10 +10,11 @@ from extproc.errors import HomingError
 from extproc.index.cover import decode
 from extproc.index.facts import Tier
 from extproc.index.holdings import Holdings, block_sum
-from extproc.index.instance import PLANES, TIERS, Instance
+from extproc.index.instance import Instance
 from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
 from extproc.index.snapshot import ALL, FOLD_VERSION, SOME, Chunk, Edges, Head
+from extproc.index.sums import PLANES, TIERS
 from extproc.index.tree import HELD_CPU, HELD_GPU, SURE_CPU, SURE_GPU, Edge, Tree, alone
 from extproc.terms import KEY_BYTES, BlockKey
 
@@ -130,7 +131,7 @@ class Loader:
         confirmed = rows.numbers[SURE_GPU][row] == ALL
         if confirmed:
             edge.sure = alone(instance.bit)
-        instance.add_sums(_CONFIRMED if confirmed else _EXPECTED, edge.keys)
+        instance.sums.add(_CONFIRMED if confirmed else _EXPECTED, edge.keys)
         self._count(instance, HELD_GPU, edge, edge.size)
 
     def _hold(self, edge: Edge, rows: "_Rows", row: int) -> None:
@@ -144,7 +145,7 @@ class Loader:
             if not blocks:
                 continue
             edge.own_plane(plane).put(slot, blocks, size)
-            instance.sums[plane] += block_sum(edge, blocks)
+            instance.sums.shift(plane, block_sum(edge, blocks))
             if plane < TIERS:
                 self._count(instance, plane, edge, blocks.bit_count())
                 if plane == HELD_CPU:

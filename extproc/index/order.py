@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _SHARD = 2048
-"""Entries that a dict takes before the next one is begun."""
+"""Entries that a dict has when the next one is begun."""
 
 
 class Order(Generic[T]):
@@ -16,20 +16,19 @@ class Order(Generic[T]):
     under its stamp and removed at any time; a removed stamp must not come back.
 
     Entries lie in several dicts, each with a run of stamps: none is so large that its resizing is
-    felt, or that the gaps are which removed entries leave in it until it is next written. An older
-    one is written anew whenever its size has halved.
+    felt, nor that the gaps are which removed entries leave in it. The newest closes its gaps when
+    it grows, an older one is written anew whenever its size has halved.
 
     squares: sum of the squares of all stamps, a fingerprint for the digest. One stamp that differs
     never hides in it, two only by a coincidence of one in position².
     """
 
-    __slots__ = ("_newest", "_room", "_shards", "_since", "_starts", "squares")
+    __slots__ = ("_newest", "_shards", "_since", "_starts", "squares")
 
     def __init__(self) -> None:
         self.squares = 0
         self._newest: dict[int, T] = {}
         self._since = 0
-        self._room = _SHARD
         self._shards = [self._newest]
         self._starts = [self._since]
 
@@ -53,20 +52,25 @@ class Order(Generic[T]):
             shard[stamp] = entry
         else:
             self.squares += stamp * stamp
-            self._add(stamp, entry)
+            if len(self._newest) >= _SHARD:
+                shard = self._begin(stamp)
+            shard[stamp] = entry
 
     def move(self, old: int, new: int, entry: T) -> bool:
         """Add this entry with the newest stamp; whether it was there with the old one."""
-        shard = self._newest if old >= self._since else self._shard(old)
+        newest = self._newest
+        shard = newest if old >= self._since else self._shard(old)
         known = shard.get(old) is entry
         if known:
             del shard[old]
             self.squares += (new - old) * (new + old)
-            if shard is not self._newest:
+            if shard is not newest:
                 self._shrunk(shard, old)
         else:
             self.squares += new * new
-        self._add(new, entry)
+        if len(newest) >= _SHARD:
+            newest = self._begin(new)
+        newest[new] = entry
         return known
 
     def drop(self, stamp: int) -> None:
@@ -90,20 +94,12 @@ class Order(Generic[T]):
             return self._newest
         return self._shards[bisect_right(self._starts, stamp) - 1]
 
-    def _add(self, stamp: int, entry: T) -> None:
-        if not self._room:
-            self._begin(stamp)
-        self._room -= 1
-        self._newest[stamp] = entry
-
-    def _begin(self, stamp: int) -> None:
+    def _begin(self, stamp: int) -> dict[int, T]:
         """A new dict, from this stamp on."""
-        if not self._newest:
-            self._shards.pop()
-            self._starts.pop()
-        self._newest, self._since, self._room = {}, stamp, _SHARD
+        self._newest, self._since = {}, stamp
         self._shards.append(self._newest)
         self._starts.append(stamp)
+        return self._newest
 
     def _shrunk(self, shard: dict[int, T], stamp: int) -> None:
         """An older dict, which this stamp was in, has an entry less."""

@@ -18,8 +18,8 @@ from msgspec import Struct
 
 from extproc.index.cover import ones
 from extproc.index.facts import Tier
-from extproc.index.instance import PLANES
 from extproc.index.roster import Roster
+from extproc.index.sums import PLANES
 from extproc.index.tree import Edge, Tree
 from extproc.terms import KEY_BYTES, InstanceId
 

@@ -205,6 +205,15 @@ class Edge(Cover, gc=False, eq=False):
             if not (more.kids or more.stamps or more.slow or more.tenant):
                 self.more = None
 
+    def sole(self, bit: int) -> tuple[int, ...]:
+        """The planes that a slot has all of, if nobody else has anything and nothing is below."""
+        if self.full == bit and self.part is None and self.more is None:
+            if self.sure is None:
+                return (HELD_GPU,)
+            if self.sure is _ALONE.get(bit):
+                return (HELD_GPU, SURE_GPU)
+        return ()
+
     def own_covers(self) -> list[Cover]:
         """The covers of all planes, to be changed."""
         return [self.own_plane(plane) for plane in range(4) if self.plane(plane) is not None]
@@ -340,14 +349,7 @@ class Tree:
 
     def extend(self, edge: Edge, keys: bytes, slot: int, bit: int, planes: tuple[int, ...]) -> None:
         """Append blocks, which `slot` (its bit: `bit`) has in `planes`, to an edge without kids."""
-        sure = _ALONE.get(bit) if SURE_GPU in planes else None
-        if (
-            edge.full == bit
-            and edge.part is None
-            and edge.sure is sure
-            and edge.more is None
-            and planes[0] == HELD_GPU
-        ):  # the usual case: it holds all of it, before and after
+        if edge.sole(bit) == planes:  # the usual case: it has all of it, before and after
             edge.keys += keys
         else:
             self._extend_shared(edge, keys, slot, bit, planes)
@@ -370,6 +372,11 @@ class Tree:
             cover = edge.own_plane(plane)
             if not cover.full & bit:
                 cover.put(slot, cover.get(slot, old) | added, edge.size)
+
+    def trim(self, edge: Edge, blocks: int) -> None:
+        """An edge that one slot alone has all of, and nothing is below, keeps so many blocks."""
+        self.blocks -= edge.size - blocks
+        edge.keys = edge.keys[: blocks * KEY_BYTES]
 
     def split(self, edge: Edge, at: int) -> Edge:
         """Cut before block `at`: `edge` stays the lower part, the new upper part is returned.
