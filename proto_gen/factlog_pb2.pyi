@@ -112,22 +112,22 @@ class Pointer(_message.Message):
     def __init__(self, checksum: _Optional[bytes] = ..., snapshot: _Optional[bytes] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("version", "revision", "writer", "pieces", "bytes", "pieces_checksum", "writers")
+    __slots__ = ("version", "revision", "writer", "pieces", "total_bytes", "pieces_checksum", "writers")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     WRITER_FIELD_NUMBER: _ClassVar[int]
     PIECES_FIELD_NUMBER: _ClassVar[int]
-    BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     PIECES_CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     WRITERS_FIELD_NUMBER: _ClassVar[int]
     version: int
     revision: int
     writer: int
     pieces: int
-    bytes: int
+    total_bytes: int
     pieces_checksum: bytes
     writers: _containers.RepeatedCompositeFieldContainer[Writer]
-    def __init__(self, version: _Optional[int] = ..., revision: _Optional[int] = ..., writer: _Optional[int] = ..., pieces: _Optional[int] = ..., bytes: _Optional[int] = ..., pieces_checksum: _Optional[bytes] = ..., writers: _Optional[_Iterable[_Union[Writer, _Mapping]]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., revision: _Optional[int] = ..., writer: _Optional[int] = ..., pieces: _Optional[int] = ..., total_bytes: _Optional[int] = ..., pieces_checksum: _Optional[bytes] = ..., writers: _Optional[_Iterable[_Union[Writer, _Mapping]]] = ...) -> None: ...
 
 class Writer(_message.Message):
     __slots__ = ("id", "seq")

@@ -43,7 +43,7 @@ def point(
         revision=revision,
         writer=writer,
         pieces=len(pieces),
-        bytes=sum(map(len, pieces)),
+        total_bytes=sum(map(len, pieces)),
         pieces_checksum=signer.sign(_PIECES, *pieces),
         writers=[pb.Writer(id=one, seq=seq) for one, seq in writers.items()],
     ).SerializeToString()
