@@ -1,5 +1,6 @@
 """The leader keeps the log short, and nothing gets lost by it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -146,3 +147,28 @@ async def test_who_lost_the_lead_unnoticed_writes_nothing_more(etcd: Cluster) ->
         await etcd.ctl("put", f"/homing/{POOL}/leader", "another")
         await one.snapshot()
         assert await names(etcd, "snapshot/") == await names(etcd, "log/snapshot") == []
+
+
+async def test_an_index_that_starts_over_while_it_is_saved_is_not_written(etcd: Cluster) -> None:
+    async with replica(etcd) as one:
+        await until(lambda: one.number("homing_log_leader"))
+        one.append(Joined(A, 16), *(held(A, f"{number} {'x' * 200}") for number in range(2000)))
+        await one.settled()
+        saving = asyncio.ensure_future(one.snapshot())
+        await asyncio.sleep(0)
+        one.state.read_anew(done=False)
+        one.index.reset()
+        await saving
+        assert await names(etcd, "log/snapshot") == []
+
+
+async def test_a_snapshot_that_etcd_has_no_room_for_is_told_and_the_log_kept(
+    etcd: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("extproc.log.etcd.snapshotter.MAX_SNAPSHOT_BYTES", 100)
+    async with replica(etcd, snapshot_bytes=2000) as one:
+        await filled(one, 20)
+        await until(lambda: one.number("homing_log_snapshots_total", result="failed"))
+        assert "more than 100 bytes" in caplog.text
+        async with replica(etcd) as late:
+            await alike(one, late)

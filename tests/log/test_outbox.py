@@ -161,3 +161,14 @@ def test_records_are_full_and_never_too_large(lengths: list[int]) -> None:
         used = sum(map(size, batch.facts))
         assert len(batch.value) <= MAX_RECORD_BYTES + 100
         assert used + size(following.facts[0]) > MAX_RECORD_BYTES
+
+
+def test_it_knows_which_records_etcd_is_known_to_have() -> None:
+    outbox = Outbox(WRITER, ROOM)
+    assert outbox.acknowledged == 0
+    outbox.append([Left(A)], 0.0)
+    batch = outbox.next(SIGNER, RECORD_VERSION)
+    assert outbox.acknowledged == 0
+    assert batch is not None
+    outbox.written(batch)
+    assert outbox.acknowledged == 1

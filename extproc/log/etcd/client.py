@@ -136,11 +136,6 @@ class Client:
         self._closing: set[asyncio.Task[None]] = set()
         self._troubles: dict[str, float] = {}
 
-    @property
-    def troubles(self) -> list[str]:
-        """What went wrong of late: reasons of Away."""
-        return list(self._troubles)
-
     async def call(self, ask: Callable[[Connection], Awaitable[T]]) -> T:
         """What etcd answers, within CALL_TIMEOUT_S a call. Raises Away."""
         async with self.using() as connection:
@@ -222,7 +217,7 @@ class Client:
             for reason, last in list(self._troubles.items()):
                 if now - last > QUIET_S:
                     del self._troubles[reason]
-                    logger.info("etcd is no longer %s", reason)
+                    logger.info("etcd is well again (it was %s)", reason)
 
 
 def explain(error: Exception) -> Away:

@@ -72,11 +72,13 @@ class Follower:
     def _start_over(self, why: str) -> None:
         """Load everything again; the subscribers keep what they have until then."""
         self._cluster = None
+        self._state.read_anew(done=False)
         self._metrics.reloaded(why)
         logger.warning("pool %s: reads its log from the start: %s", self._state.keys.pool, why)
 
     async def _catch_up(self) -> None:
         """Be somewhere that a watch can go on from."""
+        acknowledged = self._state.outbox.acknowledged
         found = await self._look()
         if self._cluster is not None and (
             found.id != self._cluster or found.revision < self._read_to
@@ -84,6 +86,8 @@ class Follower:
             self._start_over("another etcd")
         if self._cluster is None:
             await self._load(found)
+            # Etcd had them before it was read: those that are not there now never will be.
+            self._state.outbox.returned(acknowledged)
 
     async def _look(self) -> _Cluster:
         """Read the secret, or write one. Linearizable: what it sees is up to date."""
@@ -121,6 +125,7 @@ class Follower:
                 await self._record(kv)
         self._read_to = at.revision
         self._cluster = at.id
+        state.read_anew(done=True)
         state.warm.set()
         logger.info(
             "pool %s: read a snapshot of %d bytes and %d records up to revision %d in %.2f s",
@@ -213,6 +218,8 @@ class Follower:
         facts, own = state.fold.take(name, kv.value, kv.mod_revision, first)
         for fact in facts:
             state.give(kv.mod_revision, fact)
+        if facts and own is None:
+            state.overhear(facts)
         if facts:
             self._metrics.applied.inc(len(facts))
         if own is not None:

@@ -6,6 +6,7 @@
     /homing/<pool>/snapshot/<revision>.<writer>/<n>   its pieces
     /homing/<pool>/live/<writer>                      what a replica says of itself; leased
     /homing/<pool>/leader                             who writes snapshots; leased
+    /homing/<pool>/readers/<writer>                   who can read engines' events; leased
 
 The pointer lies in the log, so that whoever follows that learns of a new snapshot in order.
 """
@@ -60,6 +61,15 @@ class Keys:
     def live(self) -> bytes:
         """Prefix of what replicas say of themselves."""
         return self.root + b"live/"
+
+    @property
+    def readers(self) -> bytes:
+        """Prefix of those who can read engines' events."""
+        return self.root + b"readers/"
+
+    def reader(self, writer: int) -> bytes:
+        """That this replica can."""
+        return self.readers + f"{writer:016x}".encode()
 
     def record(self, writer: int, seq: int) -> bytes:
         """Of one record; a writer's sort by seq."""

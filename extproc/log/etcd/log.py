@@ -14,12 +14,21 @@ from extproc.index import Fact
 from extproc.log.etcd.client import Away, Client
 from extproc.log.etcd.follower import Follower
 from extproc.log.etcd.keys import Keys
+from extproc.log.etcd.readers import Readers
 from extproc.log.etcd.session import Seat, Session
 from extproc.log.etcd.snapshotter import Snapshotter
 from extproc.log.etcd.state import PoolMetrics, PoolState
 from extproc.log.etcd.writer import Writer
-from extproc.log.interface import Apply, LoadParty, LogClosedError, Reload, Snapshots
+from extproc.log.interface import (
+    Apply,
+    LoadParty,
+    LogClosedError,
+    Overhear,
+    Reload,
+    Snapshots,
+)
 from extproc.telemetry import Metrics
+from extproc.terms import InstanceId
 
 logger = logging.getLogger("homing.log")
 
@@ -47,6 +56,7 @@ class EtcdLog:
         self._tasks: list[asyncio.Task[None]] = []
         self._client: Client | None = None
         self._session: Session | None = None
+        self._readers: Readers | None = None
         self._closed = False
 
     def revision(self, pool: str) -> int:
@@ -64,6 +74,16 @@ class EtcdLog:
     def warm(self, pool: str) -> bool:
         """Whether the log was read once to its end."""
         return self._seats[pool].state.warm.is_set()
+
+    def reads(self, pool: str, instance: InstanceId) -> bool:
+        """One replica does, while its short lease holds; another within three seconds."""
+        return self._readers is not None and self._readers.reads(
+            self._seats[pool].state.keys, instance
+        )
+
+    def overhear(self, pool: str, heard: Overhear) -> None:
+        """Give `heard` what other replicas wrote."""
+        self._seats[pool].state.overhearing.append(heard)
 
     def seat(self, pool: str) -> Seat:
         """The pool's place among the replicas, for tests."""
@@ -114,9 +134,11 @@ class EtcdLog:
         """Read what there is; waits for it no longer than `warm_timeout_s`."""
         self._client = Client(self._settings)
         self._session = Session(self._client, self._writer)
+        self._readers = Readers(self._client, self._writer)
         for pool, seat in self._seats.items():
             self._start_pool(pool, seat)
         self._start(self._session.run)
+        self._start(self._readers.run)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.warm_timeout_s):
                 for seat in self._seats.values():
@@ -131,7 +153,7 @@ class EtcdLog:
     async def close(self) -> None:
         """Write what waits, leave the lease, and stop."""
         self._closed = True
-        if self._client is None or self._session is None:
+        if self._client is None or self._session is None or self._readers is None:
             return
         with suppress(TimeoutError, Away):
             async with asyncio.timeout(CLOSE_S):
@@ -144,13 +166,16 @@ class EtcdLog:
         self._tasks.clear()
         with suppress(TimeoutError, Away):
             async with asyncio.timeout(CLOSE_S):
+                await self._readers.end()
                 await self._session.end()
         await self._client.close()
-        self._client = self._session = None
+        self._client = self._session = self._readers = None
 
     def _start_pool(self, pool: str, seat: Seat) -> None:
         assert self._client is not None
         assert self._session is not None
+        assert self._readers is not None
+        readers = self._readers
         client, session, state = self._client, self._session, seat.state
         metrics = PoolMetrics(self._metrics, pool)
         session.seats.append(seat)
@@ -159,6 +184,7 @@ class EtcdLog:
         self._start(lambda: session.lead(seat))
         self._start(lambda: session.listen(seat))
         self._start(lambda: session.speak(seat))
+        self._start(lambda: readers.listen(state.keys))
         self._start(lambda: Snapshotter(client, session, seat, self._settings, metrics).run())
         self._metrics.log_leader.labels(pool).set_function(lambda: session.leads(seat))
 

@@ -34,8 +34,8 @@ class Outbox:
 
     writer: random, 64 bits, another one at every start of a process. max_bytes: of facts that wait.
     dropped: facts that were left out for want of room. waiting_bytes: of facts that wait.
-    unreturned_bytes: of records that were begun and have not come back. Times are the caller's, in
-    seconds.
+    unreturned_bytes: of records that were begun and have not come back. acknowledged: seq of the
+    last record that etcd is known to have. Times are the caller's, in seconds.
     """
 
     def __init__(self, writer: int, max_bytes: int) -> None:
@@ -43,6 +43,7 @@ class Outbox:
         self.dropped = 0
         self.waiting_bytes = 0
         self.unreturned_bytes = 0
+        self.acknowledged = 0
         self._max_bytes = max_bytes
         self._tickets = 0
         self._seq = 0
@@ -112,6 +113,7 @@ class Outbox:
 
     def written(self, batch: Batch) -> None:
         """Etcd has the batch."""
+        self.acknowledged = max(self.acknowledged, batch.seq)
         if self._writing is batch:
             self._writing = None
 

@@ -198,7 +198,8 @@ class Session:
         backoff = Backoff()
         while True:
             try:
-                await self._listen(seat)
+                async with backoff.lasting():
+                    await self._listen(seat)
             except Away:
                 await backoff.wait()
 

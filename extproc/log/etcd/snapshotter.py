@@ -17,6 +17,7 @@ from etcd3aio._protobuf import Compare, RequestOp, TxnResponse
 from etcd3aio.kv import KVService
 
 from extproc.config import EtcdLog
+from extproc.errors import HomingError
 from extproc.log.etcd.client import Away, Client
 from extproc.log.etcd.pointers import point, read_pointer
 from extproc.log.etcd.reading import pages
@@ -38,8 +39,19 @@ PAUSE_S = 0.005
 """Between two of them."""
 
 
+FAILED_S = 10.0
+"""How long after one that failed the next is tried."""
+
+MAX_SNAPSHOT_BYTES = 512 * 1024 * 1024
+"""Two of them and their history fit etcd's default quota of 2 GiB."""
+
+
 class LostLead(Exception):
     """Another replica leads."""
+
+
+class TooLarge(Exception):
+    """The index makes a larger snapshot than etcd has room for."""
 
 
 class Snapshotter:
@@ -59,6 +71,7 @@ class Snapshotter:
         self._settings = settings
         self._metrics = metrics
         self._last = monotonic()
+        self._not_before = float("-inf")
 
     @property
     def _state(self) -> PoolState:
@@ -75,48 +88,46 @@ class Snapshotter:
                 await self._try()
 
     def _due(self) -> bool:
-        state = self._state
-        waited = monotonic() - self._last
-        return state.snapshots is not None and (
-            state.size.due or (state.size.bytes > 0 and waited >= self._settings.snapshot_s)
-        )
+        state, now = self._state, monotonic()
+        if state.snapshots is None or not state.epoch or now < self._not_before:
+            return False
+        late = state.size.bytes > 0 and now - self._last >= self._settings.snapshot_s
+        return state.size.due or late
 
     async def _try(self) -> None:
         try:
-            written = await self.snapshot()
-        except (Away, LostLead) as error:
+            await self.snapshot()
+        except (Away, LostLead, TooLarge) as error:
             self._metrics.snapshot("failed")
-            logger.warning("pool %s: no snapshot: %s", self._state.keys.pool, error)
+            logger.warning("pool %s: snapshot: %s", self._state.keys.pool, error)
+            self._not_before = monotonic() + FAILED_S
             if isinstance(error, LostLead):
                 self._seat.led = None
-        else:
-            if written:
-                self._metrics.snapshot("written")
         self._last = monotonic()
 
-    async def snapshot(self) -> bool:
-        """Write one now, and delete what it makes needless. Raises Away and LostLead.
+    async def snapshot(self) -> None:
+        """Write one now, and delete what it makes needless; nothing where it is not the time.
 
-        False where it is not the time: nothing was written.
+        Raises Away, LostLead and TooLarge; what was not deleted is by the next one.
         """
-        state = self._state
-        started = monotonic()
+        state, mine = self._state, self._state.outbox.writer
+        started, epoch = monotonic(), state.epoch
         revision, writers, pieces = await self._take()
-        if not pieces:
-            return False
         before, version = await self._before()
-        if revision <= before:
-            return False  # this replica is behind the one that led before
-        mine = state.outbox.writer
+        if not pieces or revision <= before or not epoch:
+            return  # or this replica is behind the one that led before
         for number, piece in enumerate(pieces):
             await self._led([KVService.txn_op_put(state.keys.piece(revision, mine, number), piece)])
         pointer = await asyncio.to_thread(point, revision, mine, writers, pieces, state.signer)
+        if state.epoch != epoch:
+            return  # it may be of another etcd, whose revisions mean nothing here
         await self._led(
             [KVService.txn_op_put(state.keys.pointer, pointer)],
             KVService.txn_compare_version(state.keys.pointer, version),
         )
         state.snapshot = revision
         state.size.cut(revision)
+        self._metrics.snapshot("written")
         logger.info(
             "pool %s: wrote a snapshot of %d bytes at revision %d in %.2f s",
             *(state.keys.pool, sum(map(len, pieces)), revision, monotonic() - started),
@@ -125,23 +136,23 @@ class Snapshotter:
         await self._trim(revision)
         if self._settings.compact and before:
             await self._compact(before)
-        return True
 
     async def _take(self) -> tuple[int, "OrderedDict[int, int]", list[bytes]]:
-        """The pieces, and how far the log was read in them."""
+        """The pieces, and how far the log was read in them; none where it is not the time."""
         state = self._state
         pieces: list[bytes] = []
-        revision, writers = 0, OrderedDict[int, int]()
-        if state.snapshots is None:
-            return revision, writers, pieces
+        size, revision, writers = 0, 0, OrderedDict[int, int]()
         try:
-            for piece in state.snapshots.save():
+            for piece in state.snapshots.save() if state.snapshots is not None else ():
                 if piece:
                     if not pieces:
                         revision, writers = state.fold.revision, state.fold.writers.copy()
                     pieces.append(piece)
+                    size += len(piece)
+                if size > MAX_SNAPSHOT_BYTES:
+                    raise TooLarge(f"more than {MAX_SNAPSHOT_BYTES} bytes; see pools[].index_bytes")
                 await asyncio.sleep(0)
-        except ValueError:
+        except (ValueError, HomingError):
             # Somebody else takes one, or the log started over under it: next time.
             pieces.clear()
         return revision, writers, pieces

@@ -1,7 +1,8 @@
-"""What the parts of one pool's log share. Sans-IO."""
+"""What the parts of one pool's log share. No I/O of its own."""
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from time import monotonic
 
 from extproc.index import Fact
@@ -9,7 +10,7 @@ from extproc.log.etcd.fold import Fold
 from extproc.log.etcd.keys import Keys
 from extproc.log.etcd.outbox import Outbox
 from extproc.log.etcd.size import LogSize
-from extproc.log.interface import Apply, Reload, Snapshots
+from extproc.log.interface import Apply, Overhear, Reload, Snapshots
 from extproc.log.records import RECORD_VERSION, Signer
 from extproc.telemetry import Metrics
 
@@ -21,8 +22,9 @@ class PoolState:
 
     secret: the pool's; None until it was read. warm: set once everything that was there was given
     to the subscribers. whole: whether that included the snapshot that there was; partial_since:
-    when it last did not. version: what records are written in. snapshot: revision of the newest
-    snapshot that was seen.
+    when it last did not. epoch: counts how often the log was read from its start; 0 while that is
+    to be done. version: what records are written in. snapshot: revision of the newest snapshot that
+    was seen.
     """
 
     def __init__(self, keys: Keys, writer: int, wanted_bytes: int, backlog_bytes: int) -> None:
@@ -37,10 +39,13 @@ class PoolState:
         self.snapshot = 0
         self.whole = True
         self.partial_since = 0.0
+        self.epoch = 0
+        self._epochs = 0
         self.warm = asyncio.Event()
         self.secret_known = asyncio.Event()
         self.appended = asyncio.Event()
         self.subscribers: list[Apply] = []
+        self.overhearing: list[Overhear] = []
         self.reloads: list[Reload] = []
         self.snapshots: Snapshots | None = None
 
@@ -54,6 +59,16 @@ class PoolState:
         self.signer = Signer(secret)
         self.fold = Fold(self.signer, self.outbox)
         self.secret_known.set()
+
+    def read_anew(self, done: bool) -> None:
+        """The log is to be read from its start, or was."""
+        self._epochs += done
+        self.epoch = self._epochs if done else 0
+
+    def overhear(self, facts: Sequence[Fact]) -> None:
+        """Another replica wrote these, which were given."""
+        for heard in self.overhearing:
+            heard(facts)
 
     def give(self, revision: int, fact: Fact) -> None:
         """Hand a fact to all who fold."""
