@@ -7,6 +7,7 @@ from extproc.log.interface import (
     FactLog,
     LoadParty,
     LogClosedError,
+    Overhear,
     Reload,
     Snapshots,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "LoadParty",
     "LogClosedError",
     "MemoryLog",
+    "Overhear",
     "Reload",
     "Snapshots",
     "fingerprint",

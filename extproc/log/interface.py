@@ -29,6 +29,9 @@ Apply: TypeAlias = Callable[[int, Fact], None]
 Reload: TypeAlias = Callable[[], None]
 """Forget everything: the log starts over, its facts follow. Must not raise."""
 
+Overhear: TypeAlias = Callable[[Sequence[Fact]], None]
+"""Facts of another process. Must not raise."""
+
 PIECE_BYTES = 512 * 1024
 """Most bytes of a snapshot's piece."""
 
@@ -125,6 +128,16 @@ class FactLog(Protocol):
 
         A replica tells at most 5 times a second, and only what changed. Its load ends with it.
         """
+
+    def reads(self, pool: str, instance: InstanceId) -> bool:
+        """Whether this process is the one that reads an engine's events for all replicas.
+
+        Of those that ask one is, for as long as that is certain; when it is gone another within
+        three seconds. Alone, it is always this one.
+        """
+
+    def overhear(self, pool: str, heard: Overhear) -> None:
+        """Give `heard` the pool's facts that other processes wrote, after they were given."""
 
     async def open(self) -> None:
         """Load what there is, for as long as that may take.

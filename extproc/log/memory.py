@@ -5,7 +5,15 @@ from collections import deque
 from collections.abc import Sequence
 
 from extproc.index import Fact
-from extproc.log.interface import Apply, LoadParty, LogClosedError, Reload, Snapshots
+from extproc.log.interface import (
+    Apply,
+    LoadParty,
+    LogClosedError,
+    Overhear,
+    Reload,
+    Snapshots,
+)
+from extproc.terms import InstanceId
 
 
 class MemoryLog:
@@ -65,6 +73,13 @@ class MemoryLog:
 
     def share(self, pool: str, party: LoadParty) -> None:
         """There is nobody else."""
+
+    def reads(self, pool: str, instance: InstanceId) -> bool:
+        """It is alone."""
+        return True
+
+    def overhear(self, pool: str, heard: Overhear) -> None:
+        """Nobody else writes."""
 
     async def open(self) -> None:
         """Nothing to load."""

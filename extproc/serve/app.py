@@ -5,7 +5,7 @@ import logging
 from time import monotonic
 
 from extproc import __version__, config
-from extproc.index import Bounds, Cleared, PrefixIndex, Source
+from extproc.index import Bounds, Cleared, Fact, Joined, PrefixIndex, Source
 from extproc.log import IndexSnapshots
 from extproc.log.pending import Pending
 from extproc.prompt import ServedModel
@@ -153,13 +153,24 @@ class App:
             index = PrefixIndex(bounds)
             digests = Digests(index, lambda: log.revision(name))
             snapshots = IndexSnapshots(name, index, lambda: log.secret(name) or b"")
-            log.subscribe(name, digests.apply, digests.reset, snapshots)
+
+            def apply(revision: int, fact: Fact) -> None:
+                digests.apply(revision, fact)
+                if type(fact) is Joined or type(fact) is Cleared:
+                    self._begun_anew(name, fact)
+
+            log.subscribe(name, apply, digests.reset, snapshots)
             pool = Pool(listed, log, index, digests, Utilisation(monotonic()), Pending(bounds))
             self._known[name] = pool
             log.share(name, SharedLoad(pool.load, lambda: pool.config.prefill_rate))
         pool.configure(listed)
         pool.take_secret()
         return pool
+
+    def _begun_anew(self, pool: str, fact: Joined | Cleared) -> None:
+        """The index forgot an instance; if that was not for its events, they know better."""
+        if self.kv_events and not (type(fact) is Cleared and fact.source is Source.EVENT):
+            self.kv_events.contradicted(pool, [fact])
 
     def _emptied(self, pool: Pool, instance: InstanceId) -> None:
         """An engine has begun anew, as its metrics tell."""

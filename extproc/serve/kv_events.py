@@ -5,13 +5,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Final
 
 from extproc.config import Events
 from extproc.engines import Instance
 from extproc.engines.events import Address, EventReader, Fold, Root, Stream, Subscription
+from extproc.index import Cleared, Dropped, Fact, Held, Joined, Source
 from extproc.prompt import root_seed
 from extproc.serve.pool import Pool
 from extproc.telemetry import LogOnce, Metrics
@@ -22,7 +23,13 @@ logger = logging.getLogger("homing.events")
 TICK_S: Final = 0.25
 """How often it is looked who is to be followed, what has expired, and what is to be counted."""
 
+QUIET_S: Final = 1.0
+"""So long nobody else must have said anything of an instance before its events are told anew."""
+
 STATES: Final = ("down", "catching_up", "partial", "live")
+
+_OF_EVENTS: Final = (Held, Dropped, Cleared, Joined)
+"""What changes what events have told."""
 
 _ROOTS: Final = 4096
 """Roots remembered in each pool, of adapters and salts."""
@@ -46,6 +53,8 @@ class _Follower:
     pool: Pool
     subscription: Subscription
     counted: dict[str, Counter[str]] = field(default_factory=dict)
+    disputed: float | None = None
+    """When somebody else last said something of the instance; None if that was answered."""
 
     @property
     def stream(self) -> Stream:
@@ -55,33 +64,37 @@ class _Follower:
 class KvEvents:
     """Follows the engines of all pools that publish events.
 
-    reads: whether this process is the one that reads an instance's events, by pool and instance:
-    with a shared log, one of the replicas.
+    With a shared log, those of them that this replica is to read. Two replicas can write about one
+    instance where one of them does not know yet, or did not reach the log for a while, that the
+    other has taken over. So who reads listens to what others say, and tells it all anew.
     """
 
-    def __init__(
-        self,
-        pools: Callable[[], Iterable[Pool]],
-        metrics: Metrics,
-        reads: Callable[[str, InstanceId], bool] = lambda pool, instance: True,
-    ) -> None:
+    def __init__(self, pools: Callable[[], Iterable[Pool]], metrics: Metrics) -> None:
         self._pools = pools
         self._metrics = metrics
-        self._reads = reads
         self._reader = EventReader()
+        self._overhears: set[str] = set()
         self._followers: dict[_Followed, _Follower] = {}
         self._once = LogOnce(logger)
 
     def emptied(self, pool: str, instance: InstanceId) -> bool:
         """An instance's cache is empty now, as something else says than its events.
 
-        False where its events are not followed: it is for others to clear it.
+        False where nobody follows its events, so that it has to be cleared. (Another replica that
+        does sees the same signs.)
         """
         for followed, follower in self._followers.items():
             if (followed.pool, followed.instance) == (pool, instance):
                 self._reader.do(follower.subscription, follower.stream.emptied)
                 return True
-        return False
+        return any(one.config.events is not None for one in self._pools() if one.name == pool)
+
+    def contradicted(self, pool: str, facts: Iterable[Fact]) -> None:
+        """These facts were folded and are not ours: what they say is not from the events."""
+        about = {fact.instance for fact in facts if type(fact) in _OF_EVENTS}
+        for followed, follower in self._followers.items():
+            if followed.pool == pool and followed.instance in about:
+                follower.disputed = monotonic()
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -100,6 +113,10 @@ class KvEvents:
         """See who is to be followed, let expire what is due, and count. now: monotonic seconds."""
         pools = list(self._pools())
         self._follow(pools)
+        for follower in self._followers.values():
+            if follower.disputed is not None and now - follower.disputed >= QUIET_S:
+                follower.disputed = None
+                self._reader.do(follower.subscription, follower.stream.restate)
         for pool in pools:
             self._assure(pool)
             self._expire(pool, now)
@@ -111,14 +128,20 @@ class KvEvents:
             for pool in pools
             if pool.config.events is not None and pool.log.secret(pool.name) == pool.secret
             for instance in pool.instances
-            if self._reads(pool.name, instance.id)
+            if pool.log.reads(pool.name, instance.id)
             for followed in (_followed(pool, instance, pool.config.events),)
         }
         for followed in self._followers.keys() - wanted.keys():
             self._reader.unsubscribe(self._followers.pop(followed).subscription)
         for followed, pool in wanted.items():
+            if pool.name not in self._overhears:
+                self._overhears.add(pool.name)
+                pool.log.overhear(pool.name, partial(self._overheard, pool.name))
             if followed not in self._followers:
                 self._followers[followed] = self._start(followed, pool)
+
+    def _overheard(self, pool: str, facts: Sequence[Fact]) -> None:
+        self.contradicted(pool, [fact for fact in facts if _source(fact) is Source.EVENT])
 
     def _start(self, followed: _Followed, pool: Pool) -> _Follower:
         fold = Fold(followed.instance, followed.block_size, _root(followed))
@@ -166,6 +189,10 @@ class KvEvents:
         for name, counts in states.items():
             for state in STATES:
                 self._metrics.event_streams.labels(name, state).set(counts[state])
+
+
+def _source(fact: Fact) -> Source | None:
+    return fact.source if isinstance(fact, Held | Dropped | Cleared) else None
 
 
 def _followed(pool: Pool, instance: Instance, events: Events) -> _Followed:

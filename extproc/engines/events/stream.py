@@ -123,6 +123,12 @@ class Stream:
         if self._replayable:
             self._ask()
 
+    def restate(self) -> Steps:
+        """Tell the index all of it anew: others have told it what may not be so."""
+        if not self._silent:
+            yield [Cleared(self.fold.instance, Source.EVENT)]
+            yield from self.fold.restate()
+
     def receive(self, message: Message) -> Steps:
         """The next live message."""
         if not self._catching_up:
