@@ -69,8 +69,11 @@ class Loader:
 
     def slices(self, chunks: Iterable[Chunk]) -> Iterator[int]:
         """All the work, a slice between any two results: how many blocks are loaded so far."""
-        for _ in self.tree.table.reserve(self._head.blocks):
-            yield 0
+        try:
+            for _ in self.tree.table.reserve(self._head.blocks):
+                yield 0
+        except (ValueError, OverflowError, OSError, MemoryError) as fault:
+            raise SnapshotError(f"no room for its blocks: {type(fault).__name__}") from None
         for chunk in chunks:
             if not isinstance(chunk, Edges):
                 raise SnapshotError("a snapshot has one head")
@@ -90,7 +93,8 @@ class Loader:
         """The edges of one piece with their holders, not linked and queued yet."""
         sizes, counts = array("I", chunk.sizes), array("I", chunk.rows)
         parents, rows = array("Q", chunk.parents), _Rows(chunk, self._head)
-        if sum(sizes) * KEY_BYTES != len(chunk.keys) or sum(counts) != len(rows.holders):
+        lengths = sum(sizes) * KEY_BYTES, sum(counts), len(sizes)
+        if lengths != (len(chunk.keys), len(rows.holders), len(parents)):
             raise ValueError
         tree, first_id = self.tree, self.tree.store.end
         at = row = 0
@@ -236,9 +240,11 @@ class _Rows:
         number = self.numbers[plane][row]
         if number == ALL:
             return (1 << size) - 1
-        blocks = decode(number)
-        if number == SOME:
-            blocks = int.from_bytes(next(self._holes[plane]), "little")
+        if not SOME <= number <= size:
+            raise ValueError
+        if number != SOME:
+            return decode(number)
+        blocks = int.from_bytes(next(self._holes[plane]), "little")
         if blocks >> size:
             raise ValueError
         return blocks

@@ -151,6 +151,8 @@ class KeyTable:
 
     def reserve(self, blocks: int) -> Iterator[None]:
         """Make an empty table ready for so many blocks, a piece of its memory between results."""
+        if blocks < 0:
+            raise ValueError("fewer than no blocks")
         slots = Slots(max(_SMALLEST, int(blocks / _FRESH)))
         while not slots.prepare():
             yield
