@@ -68,6 +68,7 @@ def facts(prompts: list[str]) -> list[Fact]:
     return said
 
 
+@pytest.mark.slow
 @settings(
     deadline=None,
     max_examples=8,
