@@ -55,13 +55,14 @@ class Snapshots(Protocol):
 
         They show the moment when the first that is not empty comes; facts go on being folded
         between two. An empty piece is a step before that. Raises ValueError where another `save`
-        is under way, and where the subscriber starts over meanwhile.
+        is under way, HomingError where the subscriber starts over meanwhile.
         """
 
     def load(self, pieces: Iterable[bytes]) -> Iterator[object]:
         """Take over the state of `save`'s pieces, a step an item.
 
-        The old state answers until the last step. Raises BadSnapshot; the old state then stays.
+        The old state answers until the last step. Raises BadSnapshot; the state is then an empty
+        one.
         """
 
 
