@@ -1,5 +1,6 @@
 """The log in etcd keeps the promises of `extproc/log/interface.py`, and its bounds."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from extproc.config import EtcdLog as Settings
 from extproc.index import Fact, Joined, Left
 from extproc.log import FactLog, LogClosedError
 from extproc.log.etcd import EtcdLog
+from extproc.log.etcd.session import Seat, Session
 from extproc.log.etcd.size import FULL
 from extproc.telemetry import Metrics
 from tests.etcd.replicas import POOL, alike, replica, until
@@ -85,7 +87,9 @@ async def test_what_waits_is_written_before_the_end(etcd: Cluster) -> None:
         assert depths(other.index, "1999 prompt") == {"a": 11}
 
 
-async def test_a_log_that_no_snapshot_shortens_is_bounded(etcd: Cluster) -> None:
+async def test_a_log_that_no_snapshot_shortens_is_bounded(
+    etcd: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     wanted = 2000
     async with replica(etcd, snapshot_bytes=wanted, backlog_bytes=10_000) as one:
         one.state.snapshots = None  # as where none can be written
@@ -96,6 +100,7 @@ async def test_a_log_that_no_snapshot_shortens_is_bounded(etcd: Cluster) -> None
             if number % 20 == 0:
                 await until(lambda: one.state.outbox.idle or one.state.size.full)
         await until(lambda: one.state.size.full)
+        await until(lambda: "nothing is written until" in caplog.text)
         assert one.state.size.bytes <= (FULL + 1) * wanted + 20 * 200
         assert one.number("homing_log_dropped_facts") > 0
         assert one.number("homing_log_backlog_bytes") <= 10_000
@@ -143,3 +148,21 @@ async def test_records_are_written_in_the_oldest_version_that_a_live_replica_rea
         await etcd.ctl("del", f"/homing/{POOL}/live/{7:016x}")
         await until(lambda: not seat.others)
         assert one.state.version == 3
+
+
+async def test_nothing_is_written_before_the_other_replicas_are_known(
+    etcd: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They decide the version that it is written in."""
+
+    async def deaf(session: Session, seat: Seat) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Session, "listen", deaf)
+    async with replica(etcd) as one:
+        one.append(Joined(A, 16))
+        for _ in range(20):
+            await one.get(one.state.keys.secret)
+        assert one.number("homing_log_puts_total") == 0
+        one.state.others_known.set()
+        await one.settled()

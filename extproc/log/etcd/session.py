@@ -219,6 +219,7 @@ class Session:
             seat.hear(gone, None)
         for writer, note in found.items():
             seat.hear(writer, note)
+        seat.state.others_known.set()
         seat.reached()
         async with (
             self._client.using() as connection,

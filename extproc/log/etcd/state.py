@@ -23,8 +23,8 @@ class PoolState:
     secret: the pool's; None until it was read. warm: set once everything that was there was given
     to the subscribers. whole: whether that included the snapshot that there was; partial_since:
     when it last did not. epoch: counts how often the log was read from its start; 0 while that is
-    to be done. version: what records are written in. snapshot: revision of the newest snapshot that
-    was seen.
+    to be done. version: what records are written in, once the others are known. snapshot: revision
+    of the newest snapshot that was seen.
     """
 
     def __init__(self, keys: Keys, writer: int, wanted_bytes: int, backlog_bytes: int) -> None:
@@ -43,6 +43,7 @@ class PoolState:
         self._epochs = 0
         self.warm = asyncio.Event()
         self.secret_known = asyncio.Event()
+        self.others_known = asyncio.Event()
         self.appended = asyncio.Event()
         self.subscribers: list[Apply] = []
         self.overhearing: list[Overhear] = []

@@ -34,6 +34,7 @@ class Writer:
         """Until it is cancelled."""
         state = self._state
         await state.secret_known.wait()
+        await state.others_known.wait()  # they decide the version to write
         while True:
             state.appended.clear()
             while not state.outbox.idle:
@@ -47,7 +48,14 @@ class Writer:
         """Wait until the next record is due, and has room in the log."""
         if not self._state.outbox.full:
             await asyncio.sleep(self._last + GATHER_S - monotonic())
-        while self._state.size.full or self._state.outbox.ahead:  # noqa: ASYNC110 - seldom
+        size, outbox = self._state.size, self._state.outbox
+        if size.full:
+            logger.error(
+                "pool %s: %d bytes of log after the last snapshot: nothing is written until there"
+                " is a new one",
+                *(self._state.keys.pool, size.bytes),
+            )
+        while size.full or outbox.ahead:  # noqa: ASYNC110 - seldom, and nobody tells
             await asyncio.sleep(FULL_S)
         self._last = monotonic()
 
