@@ -115,8 +115,9 @@ async def _replay(router: zmq.asyncio.Socket, events: KvEventPublisher) -> None:
         client, _, start = request
         for number, payload in list(events.kept):
             if number >= int.from_bytes(start, "big"):
-                await router.send_multipart((client, b"", number.to_bytes(8, "big"), payload))
-        await router.send_multipart((client, b"", _END, b""))
+                message = (TOPIC, number.to_bytes(8, "big"), payload)
+                await router.send_multipart((client, b"", *message))
+        await router.send_multipart((client, b"", b"", _END, b""))
 
 
 def _bind(socket: zmq.Socket[Any], host: str, port: int) -> None:

@@ -43,14 +43,16 @@ class EngineMetrics(Collector):
         yield self._gauge(
             "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", engine.cache.usage
         )
-        yield self._gauge(
-            "cache_config_info",
-            "The KV cache's configuration, as labels.",
-            1,
-            block_size=str(engine.cache.block_size),
-            num_gpu_blocks=str(engine.cache.blocks),
-            enable_prefix_caching="True",
-        )
+        configuration = {
+            "engine": self._labels["engine"],
+            "block_size": str(engine.cache.block_size),
+            "num_gpu_blocks": str(engine.cache.blocks),
+            "enable_prefix_caching": "True",
+        }
+        text = "The KV cache's configuration, as labels."
+        info = GaugeMetricFamily("vllm:cache_config_info", text, labels=list(configuration))
+        info.add_metric(list(configuration.values()), 1)
+        yield info
 
     def _counters(self) -> Iterator[Metric]:
         counters = self._engine.counters
@@ -89,10 +91,9 @@ class EngineMetrics(Collector):
             family.add_metric(list(self._labels.values()), buckets, total)
             yield family
 
-    def _gauge(self, name: str, text: str, value: float, **labels: str) -> GaugeMetricFamily:
-        every = self._labels | labels
-        family = GaugeMetricFamily(f"vllm:{name}", text, labels=list(every))
-        family.add_metric(list(every.values()), value)
+    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(f"vllm:{name}", text, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
         return family
 
     def _counter(self, name: str, text: str, value: float) -> CounterMetricFamily:

@@ -3,7 +3,8 @@
 A pool of numbered blocks. A block is *in use* by running requests (a reference count) or *free*;
 a free block may still have its content, under a hash, until it is taken for something else. The
 free blocks stand in one queue: taken at its head, given back at its end, tail of a request before
-its head, so that what remains of a prompt under pressure is a head that still matches.
+its head, so that what remains of a prompt under pressure is a head that still matches. One that
+holds nothing is given back at the queue's head.
 
 Rules of vLLM 0.32, `v1/core/block_pool.py` and `kv_cache_manager.py`:
 
@@ -174,10 +175,15 @@ class PrefixCache:
 
     def release(self, lease: Lease) -> None:
         """Give the blocks back, tail first; what they hold stays until it is evicted."""
+        empty = []
         for block in reversed(lease.blocks):
             self._pool[block].users -= 1
             if not self._pool[block].users:
                 self._free[block] = None
+                if self._pool[block].hash is None:
+                    empty.append(block)
+        for block in reversed(empty):
+            self._free.move_to_end(block, last=False)
         lease.blocks = []
 
     def reset(self) -> bool:

@@ -70,6 +70,9 @@ class CacheModel:
         for block in lease.blocks[::-1]:
             self.users[block] -= 1
             self.freed_at[block] = self.tick()
+        for block in lease.blocks:
+            if block not in self.content:
+                self.freed_at[block] = -self.tick()
 
     def usage(self) -> float:
         return sum(n > 0 for n in self.users.values()) / len(self.users)

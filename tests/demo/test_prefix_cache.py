@@ -138,7 +138,7 @@ def test_under_pressure_a_prompt_loses_its_tail_first() -> None:
 
 
 def test_a_hit_makes_a_prompt_recent() -> None:
-    cache = PrefixCache(1 + 4, SIZE)
+    cache = PrefixCache(1 + 3, SIZE)
     old, new = chain(1, 1, 1, 1, 0), chain(2, 2, 2, 2, 0)
     run(cache, old, 5)
     run(cache, new, 5)
