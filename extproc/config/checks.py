@@ -11,6 +11,7 @@ from extproc.config.model import (
     EtcdLog,
     HubFiles,
     Instance,
+    KubernetesDiscovery,
     Pool,
     TlsFiles,
 )
@@ -34,8 +35,11 @@ def check(config: Config) -> Iterator[Finding]:
         if bool(pool.instances) == (pool.discovery is not None):
             what = "goes with no discovery" if pool.instances else "is missing, and so is discovery"
             yield Finding(("pools", p, "instances"), what)
-        if isinstance(pool.discovery, DnsDiscovery):
-            yield from _check_dns(("pools", p, "discovery"), pool.discovery)
+        match pool.discovery:
+            case DnsDiscovery() as found:
+                yield from _check_dns(("pools", p, "discovery"), found)
+            case KubernetesDiscovery() as found:
+                yield from _check_kubernetes(("pools", p, "discovery"), found)
         yield from check_instances(("pools", p, "instances"), pool.instances)
         yield from _check_files(("pools", p), pool)
         yield from _check_events(("pools", p), pool)
@@ -62,6 +66,19 @@ def _check_dns(at: FieldPath, settings: DnsDiscovery) -> Iterator[Finding]:
         yield Finding((*at, "port"), "comes with each SRV record")
     if settings.records != "SRV" and settings.port is None:
         yield Finding((*at, "port"), f"is missing; {settings.records} records have none")
+
+
+def _check_kubernetes(at: FieldPath, settings: KubernetesDiscovery) -> Iterator[Finding]:
+    if find_spec("kubernetes_asyncio") is None:
+        yield Finding((*at, "kind"), "kubernetes needs pip install 'homing[kubernetes]'")
+    for key in ("labels", "ports"):
+        given = bool(getattr(settings, key))
+        if given and settings.pool is not None:
+            yield Finding((*at, key), "is for the InferencePool to say")
+        elif not given and settings.pool is None:
+            yield Finding((*at, key), "is missing, and so is pool")
+    if settings.kubeconfig is not None and not settings.kubeconfig.is_file():
+        yield Finding((*at, "kubeconfig"), f"{settings.kubeconfig} is not a file")
 
 
 def check_instances(at: FieldPath, instances: Sequence[Instance]) -> Iterator[Finding]:

@@ -137,6 +137,8 @@ def _words(error: ErrorDetails, field: FieldPath, section: type[BaseModel]) -> s
             return f"must be a finite number, not {found}"
         case "too_short" | "string_too_short":
             return "must not be empty"
+        case "too_long":
+            return f"must have at most {_bound(context['max_length'])} entries"
         case "union_tag_not_found":
             return "is missing"
         case "union_tag_invalid":

@@ -251,7 +251,7 @@ class FileDiscovery(Section):
     """Instances from a file that something else writes."""
 
     kind: Literal["file"]
-    """Where instances come from: `file`, `dns`."""
+    """Where instances come from: `file`, `dns`, `kubernetes`."""
 
     path: FilePath
     """`file`: YAML or JSON with a list `instances`, as in this file, each with a `state` besides
@@ -262,7 +262,7 @@ class DnsDiscovery(Section):
     """Instances from the addresses of a name."""
 
     kind: Literal["dns"]
-    """Where instances come from: `file`, `dns`."""
+    """Where instances come from: `file`, `dns`, `kubernetes`."""
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
     """`dns`: the name to ask for, such as `engines.llm.svc.cluster.local`."""
@@ -284,7 +284,36 @@ class DnsDiscovery(Section):
     """`dns`: whom to ask, as `ip:port`; those of /etc/resolv.conf if not given."""
 
 
-Discovery: TypeAlias = Annotated[FileDiscovery | DnsDiscovery, Field(discriminator="kind")]
+class KubernetesDiscovery(Section):
+    """Instances from the pods of a cluster; needs the extra `homing[kubernetes]`."""
+
+    kind: Literal["kubernetes"]
+    """Where instances come from: `file`, `dns`, `kubernetes`."""
+
+    namespace: Name | None = None
+    """`kubernetes`: where the pods are; Homing's own if not given."""
+
+    pool: Name | None = None
+    """`kubernetes`: the InferencePool (Gateway API Inference Extension, v1) whose pods these are,
+    and which has their ports; or else `labels` and `ports` say it."""
+
+    labels: dict[Annotated[str, Field(min_length=1)], str] = {}
+    """`kubernetes`: labels that a pod must have."""
+
+    ports: Annotated[tuple[Port, ...], Field(max_length=8)] = ()
+    """`kubernetes`: ports of a pod's engines, one or up to eight."""
+
+    ranks: Annotated[int, Field(ge=1, le=256)] | None = None
+    """`kubernetes`: how many data-parallel ranks are behind each port, chosen by the request header
+    `x-data-parallel-rank`; none if not given."""
+
+    kubeconfig: FilePath | None = None
+    """`kubernetes`: how to reach the API server from outside; as the pod's account if not given."""
+
+
+Discovery: TypeAlias = Annotated[
+    FileDiscovery | DnsDiscovery | KubernetesDiscovery, Field(discriminator="kind")
+]
 
 
 def _word_or_section(value: object) -> str:

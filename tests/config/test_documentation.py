@@ -30,7 +30,7 @@ def test_every_field_says_what_it_means() -> None:
 def test_the_examples_of_discoveries_are_right(
     example: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    text = example.replace("models/qwen3", "tok")
+    text = example.replace("models/qwen3", "tok").replace("admin.conf", "ca.crt")
     assert findings(text, tmp_path_factory.mktemp("example")) == ""
 
 

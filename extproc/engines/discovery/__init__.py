@@ -5,6 +5,7 @@ from extproc.engines.discovery.dns import DnsDiscovery
 from extproc.engines.discovery.entries import instance_of
 from extproc.engines.discovery.file import FileDiscovery
 from extproc.engines.discovery.interface import Discovery, DiscoveryError, follow
+from extproc.engines.discovery.kubernetes import KubernetesDiscovery
 
 __all__ = ["Discovery", "DiscoveryError", "discovery_of", "follow", "instance_of"]
 
@@ -17,5 +18,7 @@ def discovery_of(pool: config.Pool) -> Discovery | None:
             return FileDiscovery(found.path, scraped)
         case config.DnsDiscovery() as found:
             return DnsDiscovery(found, scraped)
+        case config.KubernetesDiscovery() as found:
+            return KubernetesDiscovery(found, scraped, pool.events)
         case _:
             return None
