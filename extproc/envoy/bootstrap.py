@@ -10,9 +10,16 @@ from envoy_data_plane.envoy.config.bootstrap.v3 import (
 )
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation as Mutation
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRemoveOnMatch
-from envoy_data_plane.envoy.config.core.v3 import Http1ProtocolOptions, TypedExtensionConfig
+from envoy_data_plane.envoy.config.core.v3 import (
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
+    Http1ProtocolOptions,
+    TypedExtensionConfig,
+)
 from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
 from envoy_data_plane.envoy.config.route.v3 import (
+    HeaderMatcher,
     RetryPolicy,
     RetryPolicyRetryHostPredicate,
     Route,
@@ -44,6 +51,9 @@ from extproc.stream.headers import CONFORMANCE_SELECTION, CONTROL_HEADERS, OWN_P
 
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 """Only what no engine has seen: plain `reset` would run a generation twice."""
+
+_PROTOCOL = "x-downstream-protocol"
+"""Request header that Envoy sets for its own routes, whatever the client sent, and removes."""
 
 _HEADER = """\
 Written by `homing envoy-config`: change the configuration that it was written from instead.
@@ -125,11 +135,11 @@ def _connection_manager(config: Config) -> HttpConnectionManager:
         # The engine is told who asks (x-forwarded-for), and no client can tell it otherwise.
         use_remote_address=True,
         # HTTP/1 trailers reach no filter without it.
-        http_protocol_options=Http1ProtocolOptions(enable_trailers=True),
+        http_protocol_options=Http1ProtocolOptions(enable_trailers=not _may_double(options)),
         early_header_mutation_extensions=[
             TypedExtensionConfig(
                 name="envoy.http.early_header_mutation.header_mutation",
-                typed_config=Any.pack(_client_header_removal(config)),
+                typed_config=Any.pack(_client_headers(config)),
             )
         ],
         route_config=_routes(options),
@@ -140,52 +150,72 @@ def _connection_manager(config: Config) -> HttpConnectionManager:
     )
 
 
-def _client_header_removal(config: Config) -> HeaderMutation:
-    """A client must steer no request, least of all when the picker is down.
+def _client_headers(config: Config) -> HeaderMutation:
+    """What is done to a client's headers: it must steer no request, the less without a picker.
 
     A conformance suite may name endpoints: that header is left for Homing to read and remove.
     """
     left = {CONFORMANCE_SELECTION} if config.conformance else set()
-    return HeaderMutation(
-        mutations=[
-            *(Mutation(remove=name) for name in sorted(CONTROL_HEADERS - left)),
-            Mutation(
-                remove_on_match=HeaderMutationRemoveOnMatch(
-                    key_matcher=StringMatcher(prefix=OWN_PREFIX)
-                )
-            ),
-        ]
-    )
+    ours = HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=OWN_PREFIX))
+    mutations = [
+        *(Mutation(remove=name) for name in sorted(CONTROL_HEADERS - left)),
+        Mutation(remove_on_match=ours),
+    ]
+    if _may_double(config.envoy):
+        protocol = HeaderValueOption(
+            header=HeaderValue(key=_PROTOCOL, value="%PROTOCOL%"),
+            append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+        )
+        mutations.append(Mutation(append=protocol))
+    return HeaderMutation(mutations=mutations)
+
+
+def _may_double(options: EnvoyOptions) -> bool:
+    """Whether Envoy 1.40 sends a body twice that ends in trailers, where the route retries.
+
+    See envoyproxy/envoy issue 45470. So no trailers are read of HTTP/1, and nothing is retried of
+    HTTP/2, which has no such switch.
+    """
+    return options.request_body_mode == "FULL_DUPLEX_STREAMED"
 
 
 def _routes(options: EnvoyOptions) -> RouteConfiguration:
+    if _may_double(options):
+        version_1 = HeaderMatcher(name=_PROTOCOL, string_match=StringMatcher(prefix="HTTP/1"))
+        routes = [_route(options, retries=True), _route(options, retries=False)]
+        routes[0].match = RouteMatch(prefix="/", headers=[version_1])
+        for route in routes:
+            route.request_headers_to_remove = [_PROTOCOL]
+    else:
+        routes = [_route(options, retries=True)]
+    return RouteConfiguration(
+        name="engines", virtual_hosts=[VirtualHost(name="all", domains=["*"], routes=routes)]
+    )
+
+
+def _route(options: EnvoyOptions, retries: bool) -> Route:
     action = RouteAction(
         cluster=ENGINES_CLUSTER,
         # The length of an answer is not known; silence ends it, not its age.
         timeout=timedelta(0),
         idle_timeout=timedelta(seconds=options.idle_timeout_s),
-        retry_policy=RetryPolicy(
-            retry_on=_RETRY_ON,
-            num_retries=2,
-            retry_host_predicate=[
-                RetryPolicyRetryHostPredicate(
-                    name="envoy.retry_host_predicates.previous_hosts",
-                    typed_config=Any.pack(PreviousHostsPredicate()),
-                )
-            ],
-            # One that is down has the fewest requests, so it is chosen again and again.
-            host_selection_retry_max_attempts=50,
-        ),
+        retry_policy=_retry_policy() if retries else None,
     )
-    return RouteConfiguration(
-        name="engines",
-        virtual_hosts=[
-            VirtualHost(
-                name="all",
-                domains=["*"],
-                routes=[Route(match=RouteMatch(prefix="/"), route=action)],
+    return Route(match=RouteMatch(prefix="/"), route=action)
+
+
+def _retry_policy() -> RetryPolicy:
+    return RetryPolicy(
+        retry_on=_RETRY_ON,
+        num_retries=2,
+        retry_host_predicate=[
+            RetryPolicyRetryHostPredicate(
+                name="envoy.retry_host_predicates.previous_hosts",
+                typed_config=Any.pack(PreviousHostsPredicate()),
             )
         ],
+        # One that is down has the fewest requests, so it is chosen again and again.
+        host_selection_retry_max_attempts=50,
     )
 
 

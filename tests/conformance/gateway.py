@@ -130,16 +130,16 @@ def _rewired(bootstrap: str, wiring: Wiring, strip: bool) -> str:
     (listener,) = root["static_resources"]["listeners"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     (host,) = manager["route_config"]["virtual_hosts"]
-    (route,) = host["routes"]
+    routes = host["routes"]
     package = "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3"
     bypassed = {
-        **route,
+        **routes[0],
         "match": {"prefix": BYPASSED},
         "typed_per_filter_config": {
             "envoy.filters.http.ext_proc": {"@type": f"{package}.ExtProcPerRoute", "disabled": True}
         },
     }
-    host["routes"] = [bypassed, route]
+    host["routes"] = [bypassed, *routes]
     if not strip:
         del manager["early_header_mutation_extensions"]
     if wiring == "original_dst":
