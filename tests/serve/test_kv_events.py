@@ -244,7 +244,7 @@ async def test_a_cache_that_is_empty_by_other_signs_is_cleared() -> None:
         assert one.app.kv_events is not None
         assert one.app.kv_events.emptied("test", A)
         await until(lambda: one.held == 0)
-        assert not one.app.kv_events.emptied("test", InstanceId("b"))
+        assert not one.app.kv_events.emptied("another pool", A)
 
 
 async def test_a_reload_follows_new_ports_and_leaves_old_ones() -> None:

@@ -150,7 +150,8 @@ class Stream:
                 self._torn = True
                 yield from self._restarted()
             return
-        if seq > self._last + 1 and (self._last >= 0 or self.whole):
+        unsure = self._last >= 0 and not heard  # our last one is not there to be compared
+        if (unsure or seq > self._last + 1) and (self._last >= 0 or self.whole):
             if heard:  # a full queue on the way let some go: ask again from here
                 self._torn = True
                 return

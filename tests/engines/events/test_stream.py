@@ -175,6 +175,18 @@ def test_an_engine_that_never_answers_is_given_up_and_followed_from_now_on() -> 
     assert link.stream.counts["no_replay"] == 2
 
 
+def test_a_history_without_our_last_message_may_be_another_processs() -> None:
+    engine, link = Publisher(), Link()
+    link.connect(engine)
+    link.hear(engine.store(A))
+    link.do(link.stream.disconnected())
+    another = Publisher(kept=1, started=1000)
+    another.store(B[:BLOCK])
+    another.store(B)
+    link.connect(another)
+    assert (link.told.depth(A), link.stream.state) == ((0, 0), "partial")
+
+
 def test_a_replay_socket_that_keeps_nothing_is_asked_once_for_a_gap() -> None:
     engine, link = Publisher(kept=0), Link()
     link.connect(engine)
