@@ -125,6 +125,7 @@ app.command(
     name="demo",
     help="Show turns coming home: simulated engines, Homing and a real Envoy on this machine.",
 )
+app.command("extproc.replay.command:run_replay", name="replay")
 app.command(
     "extproc.demo.engine:engine",
     name="engine",

@@ -1,7 +1,5 @@
 """Mooncake traces (FAST'25): one JSON line a request, blocks of 512 tokens as ids."""
 
-import gzip
-import io
 import random
 from collections.abc import Iterator
 from itertools import groupby
@@ -10,7 +8,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from extproc.replay.formats.lines import decoded
 from extproc.replay.traffic import Request, packed
+
+_BUCKET_MS = 3000
 
 
 class _Line(msgspec.Struct):
@@ -46,7 +47,6 @@ class Mooncake:
             for time, line in zip(times, group, strict=True):
                 ids = np.array(line.hash_ids[: line.input_length // self.block_size], "<u8")
                 keys = packed(ids)
-                # Its own last block but one is what the next turn repeats.
                 home = next(
                     (conversations[i] for i in reversed(line.hash_ids[1:]) if i in conversations),
                     None,
@@ -73,19 +73,12 @@ class Mooncake:
 
     def _buckets(self) -> Iterator[tuple[int, list[_Line], int]]:
         """(start, its lines, end) of every bucket, ms. The last is as long as the one before."""
-        decode = msgspec.json.Decoder(_Line).decode
         before: tuple[int, list[_Line]] | None = None
-        width = 3000
-        with _open(self._path) as file:
-            lines = (decode(line) for line in file if line.strip())
-            for start, group in groupby(lines, key=lambda line: line.timestamp):
-                if before is not None:
-                    width = start - before[0]
-                    yield before[0], before[1], min(start, before[0] + 3000)
-                before = start, list(group)
+        width = _BUCKET_MS
+        for start, group in groupby(decoded(self._path, _Line), key=lambda line: line.timestamp):
+            if before is not None:
+                width = start - before[0]
+                yield before[0], before[1], min(start, before[0] + _BUCKET_MS)
+            before = start, list(group)
         if before is not None:
-            yield before[0], before[1], before[0] + min(width, 3000)
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+            yield before[0], before[1], before[0] + min(width, _BUCKET_MS)

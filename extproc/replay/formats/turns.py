@@ -1,13 +1,12 @@
 """Conversations as lengths of turns, played in a closed loop with think times."""
 
-import gzip
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
+from extproc.replay.formats.lines import decoded
 from extproc.replay.traffic import Ids, Request, packed
 from extproc.terms import PackedKeys
 
@@ -41,15 +40,12 @@ class Turns:
 
     def arrivals(self) -> Iterator[Request]:
         """The first turns."""
-        opener = gzip.open if self._path.suffix == ".gz" else open
-        with opener(self._path) as file:
-            lines = file.readlines()
-        order = list(range(len(lines)))
-        random.Random(self._chance.random()).shuffle(order)  # noqa: S311
+        listed = list(decoded(self._path, list[tuple[int, int]]))
+        order = list(range(len(listed)))
+        random.Random(self._chance.random()).shuffle(order)  # noqa: S311 - reproducible, not secret
         time = 0.0
-        decode = msgspec.json.Decoder(list[tuple[int, int]]).decode
         for number in order:
-            turns = decode(lines[number])[: self._most_turns]
+            turns = listed[number][: self._most_turns]
             time += self._chance.expovariate(self._rate)
             total = sum(max(user, 1) + answer for user, answer in turns)
             blocks = min(total, self._context) // self.block_size + 1

@@ -1,0 +1,152 @@
+"""`homing replay`: what a trace would have seen under each policy."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from extproc.errors import ConfigError
+from extproc.replay.baselines import BASELINES
+from extproc.replay.engine import EngineModel
+from extproc.replay.formats import Mooncake, Turns, format_of
+from extproc.replay.lab import Setting, replay
+from extproc.replay.outcome import Summary
+from extproc.replay.traffic import Traffic
+from extproc.routing import POLICIES, Policy
+
+NAMES: dict[str, Callable[[], Policy]] = {**POLICIES, **BASELINES}
+
+_Positive = Parameter(validator=validators.Number(gt=0))
+_EVERY = 500
+"""Requests between two looks of the progress line."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is replayed on."""
+
+    instances: Annotated[int, _Positive] = 8
+    """Engines."""
+
+    capacity_tokens: Annotated[int, _Positive] = 1_000_000
+    """Tokens that an engine's KV cache holds."""
+
+    prefill_rate: Annotated[float, _Positive] = 16_000.0
+    """Uncached tokens a second that an engine prefills."""
+
+    speed: Annotated[float, _Positive] = 1.0
+    """How much faster than recorded the requests come (traces with times)."""
+
+    rate: Annotated[float, _Positive] = 14.0
+    """Conversations a second that begin (traces without times)."""
+
+    seeds: Annotated[int, _Positive] = 1
+    """Runs, with seeds from 1; the mean is shown."""
+
+
+def run_replay(
+    trace: Path,
+    *,
+    policy: Annotated[tuple[str, ...], Parameter(negative="")] = tuple(NAMES),
+    json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    options: Options = Options(),
+) -> None:
+    """Replay a trace in virtual time and compare routing policies (docs/replay.md).
+
+    Drives the product's own index and policies. A trace is a file of JSON lines, gzip or not:
+    Mooncake's (`timestamp`, `input_length`, `output_length`, `hash_ids`), or a list of
+    [user tokens, answer tokens] a conversation.
+
+    Parameters
+    ----------
+    trace
+        The file.
+    policy
+        A policy's name, given once for each; all if not given.
+    json_output
+        Print a list of objects instead of a table.
+    """
+    unknown = [name for name in policy if name not in NAMES]
+    if unknown:
+        raise ConfigError(f"no policy is called {unknown[0]}; there are: {', '.join(NAMES)}")
+    known = format_of(trace)
+    rows = {}
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description} {task.completed} requests"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        for name in policy:
+            task = progress.add_task(name, total=None)
+
+            def look(requests: int, task: object = task) -> None:
+                if requests % _EVERY == 0:
+                    progress.update(task, completed=requests)  # type: ignore[arg-type]
+
+            runs = [
+                replay(traffic, NAMES[name](), _setting(options), look).summary()
+                for traffic in _traffic(known, trace, options)
+            ]
+            rows[name] = mean(runs)
+            progress.remove_task(task)
+    if json_output:
+        json.dump([{"policy": name, **asdict(row)} for name, row in rows.items()], sys.stdout)
+        print()
+    else:
+        Console().print(_table(rows))
+
+
+def mean(runs: Sequence[Summary]) -> Summary:
+    """The mean of each figure."""
+    return Summary(
+        **{
+            field.name: sum(getattr(run, field.name) for run in runs) / len(runs)
+            for field in fields(Summary)
+        }
+    )
+
+
+def _setting(options: Options) -> Setting:
+    return Setting(
+        options.instances,
+        options.capacity_tokens,
+        EngineModel(prefill_rate=options.prefill_rate),
+    )
+
+
+def _traffic(
+    known: type[Mooncake] | type[Turns], trace: Path, options: Options
+) -> Iterator[Traffic]:
+    for seed in range(1, options.seeds + 1):
+        if known is Mooncake:
+            yield Mooncake(trace, options.speed, seed)
+        else:
+            yield Turns(trace, options.rate, seed=seed)
+
+
+def _table(rows: dict[str, Summary]) -> Table:
+    table = Table(title="TTFT in seconds")
+    table.add_column("policy", no_wrap=True)
+    for column in ("hit", "mean", "p50", "p90", "p99", "≤ 2 s", "≤ 5 s", "uneven"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in sorted(rows.items(), key=lambda entry: entry[1].ttft_mean):
+        times = (row.ttft_mean, row.ttft_p50, row.ttft_p90, row.ttft_p99)
+        table.add_row(
+            name,
+            f"{row.hit:.1%}",
+            *(f"{seconds:.3f}" for seconds in times),
+            f"{row.within_2s:.1%}",
+            f"{row.within_5s:.1%}",
+            f"{row.imbalance:.2f}",
+        )
+    return table
