@@ -107,7 +107,11 @@ def parity(requests: Path, *, config: ConfigFile, engine: str, model: str | None
     return asyncio.run(run(load_config(config), model, engine, requests))
 
 
-app.command("extproc.index_command:index", name="index")
+app.command(
+    "extproc.index_command:index",
+    name="index",
+    help="Look into the prefix index of a running Homing.",
+)
 
 
 @app.command(name="config-schema")
@@ -125,7 +129,11 @@ app.command(
     name="demo",
     help="Show turns coming home: simulated engines, Homing and a real Envoy on this machine.",
 )
-app.command("extproc.replay.command:run_replay", name="replay")
+app.command(
+    "extproc.replay.command:run_replay",
+    name="replay",
+    help="Replay a trace in virtual time and compare routing policies.",
+)
 app.command(
     "extproc.demo.engine:engine",
     name="engine",
