@@ -34,7 +34,24 @@ def describe(config: Config, path: Path) -> str:
         lines += [f"    {line}" for line in _instances(pool)]
     if wrong:
         raise ConfigError("\n".join(wrong))
+    if notes := list(_notes(config)):
+        lines += ["", "  To know:", *(f"    {note}" for note in notes)]
     return "\n".join(lines) + "\n"
+
+
+def _notes(config: Config) -> Iterator[str]:
+    """What is configured and does not work, or not everywhere."""
+    proxy = config.proxy
+    duplex = config.envoy.request_body_mode == "FULL_DUPLEX_STREAMED"
+    if proxy.mode_override or duplex or proxy.response_body_mode != "NONE":
+        return
+    yield "proxy.mode_override is off. Where Envoy has allow_mode_override, which `envoy-config`"
+    yield "writes, set it to true. Without it"
+    yield "- requests with a previous_response_id are placed by load"
+    for model in (model for pool in config.pools for model in pool.models):
+        if model.rewrite_aliases and model.aliases:
+            yield f"- answers to aliases of {model.name} keep its own name"
+    yield "- upgrades (WebSocket) hang where Envoy buffers bodies"
 
 
 def _globals(config: Config) -> Iterator[tuple[str, str]]:

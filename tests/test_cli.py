@@ -148,6 +148,31 @@ def test_check_says_what_would_run(config: Path, capsys: pytest.CaptureFixture[s
     assert re.search(r'a chat that says "Hello" is \d\d tokens', shown.out)
 
 
+NEEDS_OVERRIDE = "proxy.mode_override is off"
+OF_ALIASES = "- answers to aliases of demo-model keep its own name"
+REWRITES = RIGHT.replace("aliases: [demo]", "aliases: [demo], rewrite_aliases: true")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (RIGHT, {NEEDS_OVERRIDE}),
+        (REWRITES, {NEEDS_OVERRIDE, OF_ALIASES}),
+        (REWRITES + "proxy: {mode_override: true}", set()),
+        (REWRITES + "proxy: {response_body_mode: STREAMED}", set()),
+        (REWRITES + "envoy: {request_body_mode: FULL_DUPLEX_STREAMED}", set()),
+    ],
+    ids=["no rewriting", "rewriting", "on", "all answers are shown", "Envoy does not follow it"],
+)
+def test_check_tells_what_needs_mode_override_where_it_is_off(
+    text: str, told: set[str], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(text)
+    assert main(["check", "--config", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert {note for note in (NEEDS_OVERRIDE, OF_ALIASES) if note in shown} == told
+
+
 def test_check_names_every_model_that_cannot_be_loaded(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,6 +123,7 @@ class Stack:
             "admin": first.admin,
             "log": log,
             "explain": True,
+            "proxy": {"mode_override": True},
             "drain": {"delay_s": 0},  # Envoy ends at the same time
             "pools": [self._pool(common)],
             "envoy": {
