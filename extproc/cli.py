@@ -125,6 +125,11 @@ def config_schema() -> None:
 
 
 app.command(
+    "extproc.register:register",
+    name="register",
+    help="Register an engine in etcd, as its sidecar: it joins, drains and leaves by itself.",
+)
+app.command(
     "extproc.demo.demo:demo",
     name="demo",
     help="Show turns coming home: simulated engines, Homing and a real Envoy on this machine.",

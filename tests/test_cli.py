@@ -21,6 +21,7 @@ COMMANDS = (
     "engine",
     "envoy-config",
     "parity",
+    "register",
     "replay",
     "serve",
 )

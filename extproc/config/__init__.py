@@ -1,6 +1,6 @@
 """One YAML file, typed and checked; errors name the line and the field."""
 
-from extproc.config.instances import load_instances
+from extproc.config.instances import ListedInstance, load_instances
 from extproc.config.load import load_config
 from extproc.config.model import (
     Config,
@@ -8,6 +8,7 @@ from extproc.config.model import (
     Drain,
     EnvoyOptions,
     EnvoyTls,
+    EtcdDiscovery,
     EtcdLog,
     EtcdTls,
     EventPorts,
@@ -33,6 +34,7 @@ __all__ = [
     "Drain",
     "EnvoyOptions",
     "EnvoyTls",
+    "EtcdDiscovery",
     "EtcdLog",
     "EtcdTls",
     "EventPorts",
@@ -42,6 +44,7 @@ __all__ = [
     "Instance",
     "KubernetesDiscovery",
     "Limits",
+    "ListedInstance",
     "Log",
     "MemoryLog",
     "Model",

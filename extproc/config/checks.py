@@ -8,6 +8,7 @@ from extproc.config.model import (
     Config,
     DnsDiscovery,
     EnvoyTls,
+    EtcdDiscovery,
     EtcdLog,
     HubFiles,
     Instance,
@@ -40,6 +41,10 @@ def check(config: Config) -> Iterator[Finding]:
                 yield from _check_dns(("pools", p, "discovery"), found)
             case KubernetesDiscovery() as found:
                 yield from _check_kubernetes(("pools", p, "discovery"), found)
+            case EtcdDiscovery() if not isinstance(config.log, EtcdLog):
+                yield Finding(
+                    ("pools", p, "discovery", "kind"), "etcd is the log's: needs log.kind: etcd"
+                )
         yield from check_instances(("pools", p, "instances"), pool.instances)
         yield from _check_files(("pools", p), pool)
         yield from _check_events(("pools", p), pool)

@@ -251,7 +251,7 @@ class FileDiscovery(Section):
     """Instances from a file that something else writes."""
 
     kind: Literal["file"]
-    """Where instances come from: `file`, `dns`, `kubernetes`."""
+    """Where instances come from: `file`, `dns`, `kubernetes`, `etcd`."""
 
     path: FilePath
     """`file`: YAML or JSON with a list `instances`, as in this file, each with a `state` besides
@@ -262,7 +262,7 @@ class DnsDiscovery(Section):
     """Instances from the addresses of a name."""
 
     kind: Literal["dns"]
-    """Where instances come from: `file`, `dns`, `kubernetes`."""
+    """Where instances come from: `file`, `dns`, `kubernetes`, `etcd`."""
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
     """`dns`: the name to ask for, such as `engines.llm.svc.cluster.local`."""
@@ -288,7 +288,7 @@ class KubernetesDiscovery(Section):
     """Instances from the pods of a cluster; needs the extra `homing[kubernetes]`."""
 
     kind: Literal["kubernetes"]
-    """Where instances come from: `file`, `dns`, `kubernetes`."""
+    """Where instances come from: `file`, `dns`, `kubernetes`, `etcd`."""
 
     namespace: Name | None = None
     """`kubernetes`: where the pods are; Homing's own if not given."""
@@ -311,8 +311,16 @@ class KubernetesDiscovery(Section):
     """`kubernetes`: how to reach the API server from outside; as the pod's account if not given."""
 
 
+class EtcdDiscovery(Section):
+    """Instances that sidecars of engines register in the log's etcd (`homing register`)."""
+
+    kind: Literal["etcd"]
+    """Where instances come from: `file`, `dns`, `kubernetes`, `etcd`."""
+
+
 Discovery: TypeAlias = Annotated[
-    FileDiscovery | DnsDiscovery | KubernetesDiscovery, Field(discriminator="kind")
+    FileDiscovery | DnsDiscovery | KubernetesDiscovery | EtcdDiscovery,
+    Field(discriminator="kind"),
 ]
 
 

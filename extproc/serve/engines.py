@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from extproc.config import Scraping
+from extproc.config import Log, Scraping
 from extproc.engines import Instance
 from extproc.engines.discovery import Discovery, discovery_of, follow
 from extproc.engines.metrics import Scraper, merge, read_page
@@ -39,15 +39,18 @@ class _Following:
 class Engines:
     """Discovers and scrapes the engines of all pools.
 
-    emptied: told when the metrics of an instance say that its cache was emptied.
+    log: whose etcd a discovery in etcd uses. emptied: told when the metrics of an instance say that
+    its cache was emptied.
     """
 
     def __init__(
         self,
+        log: Log,
         metrics: Metrics,
         emptied: Callable[[Pool, InstanceId], None],
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        self._log = log
         self._metrics = metrics
         self._emptied = emptied
         self._clock = clock
@@ -79,7 +82,7 @@ class Engines:
             known = before.get(pool.name)
             if known and known.pool is pool and known.settings == _discovery_settings(pool):
                 self._following[pool.name] = before.pop(pool.name)
-            elif (discovery := discovery_of(pool.config)) is not None:
+            elif (discovery := discovery_of(pool.config, self._log)) is not None:
                 self._following[pool.name] = self._follow(pool, discovery)
         for old in before.values():
             old.task.cancel()

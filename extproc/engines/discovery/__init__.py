@@ -10,8 +10,11 @@ from extproc.engines.discovery.kubernetes import KubernetesDiscovery
 __all__ = ["Discovery", "DiscoveryError", "discovery_of", "follow", "instance_of"]
 
 
-def discovery_of(pool: config.Pool) -> Discovery | None:
-    """What finds the pool's instances; None where the configuration lists them."""
+def discovery_of(pool: config.Pool, log: config.Log) -> Discovery | None:
+    """What finds the pool's instances; None where the configuration lists them.
+
+    log: whose etcd a discovery in etcd uses.
+    """
     scraped = pool.metrics != "off"
     match pool.discovery:
         case config.FileDiscovery() as found:
@@ -20,5 +23,11 @@ def discovery_of(pool: config.Pool) -> Discovery | None:
             return DnsDiscovery(found, scraped)
         case config.KubernetesDiscovery() as found:
             return KubernetesDiscovery(found, scraped, pool.events)
+        case config.EtcdDiscovery():
+            # Here, because it is an extra.
+            from extproc.engines.discovery.etcd import EtcdDiscovery
+
+            assert isinstance(log, config.EtcdLog), "the configuration's checks demand it"
+            return EtcdDiscovery(log, pool.name, scraped)
         case _:
             return None

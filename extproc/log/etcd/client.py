@@ -74,6 +74,18 @@ class Connection:
         for service in (self.kv, self.lease, self.auth):
             service.set_token(token)
 
+    async def keep_alive(self, lease: int) -> int:
+        """Prolong a lease; the seconds that it has now, 0 if it is over."""
+        stream = self.lease.keep_alive(lease)
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                answer = await stream.read()
+        finally:
+            stream.cancel()
+        if answer is grpc.aio.EOF:
+            raise Away("unreachable", "the lease's stream ended")
+        return max(int(answer.TTL), 0)
+
     async def close(self) -> None:
         """End it; calls that are under way fail."""
         self.closed = True

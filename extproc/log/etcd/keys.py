@@ -7,6 +7,7 @@
     /homing/<pool>/live/<writer>                      what a replica says of itself; leased
     /homing/<pool>/leader                             who writes snapshots; leased
     /homing/<pool>/readers/<writer>                   who can read engines' events; leased
+    /homing/<pool>/instances/<name>                   what a sidecar says of its engine; leased
 
 The pointer lies in the log, so that whoever follows that learns of a new snapshot in order.
 """
@@ -66,6 +67,11 @@ class Keys:
     def readers(self) -> bytes:
         """Prefix of those who can read engines' events."""
         return self.root + b"readers/"
+
+    @property
+    def instances(self) -> bytes:
+        """Prefix of the instances that registered themselves."""
+        return self.root + b"instances/"
 
     def reader(self, writer: int) -> bytes:
         """That this replica can."""

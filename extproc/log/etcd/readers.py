@@ -10,8 +10,6 @@ from contextlib import aclosing
 from functools import partial
 from time import monotonic
 
-import grpc.aio
-from etcd3aio import EtcdError
 from xxhash import xxh3_64_intdigest
 
 from extproc.log.etcd.client import CALL_TIMEOUT_S, Away, Client, Connection
@@ -98,7 +96,7 @@ class Readers:
         asked = monotonic()
         granted = LEASE_S
         if self._lease:
-            granted = await self._client.call(self._keep_alive)
+            granted = await self._client.call(lambda c: c.keep_alive(self._lease))
             if not granted:
                 self._lease = 0
         if not self._lease:
@@ -112,18 +110,6 @@ class Readers:
                 await self._client.call(partial(self._stand, keys))
                 self._written.add(pool)
         self._until = asked + granted
-
-    async def _keep_alive(self, connection: Connection) -> int:
-        """Seconds that are left; 0 if the lease is over."""
-        stream = connection.lease.keep_alive(self._lease)
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                answer = await stream.read()
-        finally:
-            stream.cancel()
-        if answer is grpc.aio.EOF:
-            raise EtcdError("the lease's stream ended")
-        return int(answer.TTL)
 
     async def _stand(self, keys: Keys, connection: Connection) -> None:
         key = keys.reader(self._writer)

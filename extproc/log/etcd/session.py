@@ -6,8 +6,6 @@ from contextlib import aclosing, suppress
 from functools import partial
 from time import monotonic
 
-import grpc.aio
-from etcd3aio import EtcdError
 from etcd3aio.kv import KVService
 from google.protobuf.message import DecodeError
 
@@ -124,7 +122,7 @@ class Session:
 
     async def _beat(self) -> None:
         asked = monotonic()
-        if self._lease and not await self._client.call(self._keep_alive):
+        if self._lease and not await self._client.call(lambda c: c.keep_alive(self._lease)):
             self._lease = 0
         if not self._lease:
             for seat in self.seats:
@@ -134,17 +132,6 @@ class Session:
             )
             self._lease = answer.ID
         self._granted = asked
-
-    async def _keep_alive(self, connection: Connection) -> bool:
-        stream = connection.lease.keep_alive(self._lease)
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                answer = await stream.read()
-        finally:
-            stream.cancel()
-        if answer is grpc.aio.EOF:
-            raise EtcdError("the lease's stream ended")
-        return bool(answer.TTL > 0)
 
     async def lead(self, seat: Seat) -> None:
         """Take the pool's lead whenever nobody has it, until cancelled."""
