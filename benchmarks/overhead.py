@@ -208,6 +208,9 @@ class InstantStack(Stack):
     def _processes(self) -> Iterator[Process]:
         yield from (process for process in super()._processes() if process.name not in self.engines)
 
+    def _pool(self, common: EngineSettings) -> dict[str, Any]:
+        return {**super()._pool(common), "metrics": "off"}
+
     def _write_envoy_config(self) -> None:
         super()._write_envoy_config()
         self._envoy_file.write_text(instant_engines(self._envoy_file.read_text(), self))
