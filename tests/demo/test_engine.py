@@ -210,7 +210,7 @@ async def test_metrics_say_how_large_the_cache_is() -> None:
     (line,) = [line for line in page.splitlines() if line.startswith("vllm:cache_config_info{")]
     assert 'block_size="32"' in line
     assert 'num_gpu_blocks="77"' in line
-    assert 'model_name' not in line, "vLLM's has none there"
+    assert "model_name" not in line, "vLLM's has none there"
 
 
 BAD_BODIES: list[tuple[str, Any, int, str]] = [
