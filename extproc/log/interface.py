@@ -137,6 +137,13 @@ class FactLog(Protocol):
         three seconds. Alone, it is always this one.
         """
 
+    def assure(self, pool: str, instances: frozenset[InstanceId]) -> None:
+        """Tell all replicas of which instances this one, which reads their events, knows all that
+        they hold; those, and no others."""
+
+    def assured(self, pool: str) -> frozenset[InstanceId]:
+        """Instances of which some reader knows all that they hold, as far as is heard."""
+
     def overhear(self, pool: str, heard: Overhear) -> None:
         """Give `heard` the pool's facts that other processes wrote, after they were given."""
 

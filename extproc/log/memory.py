@@ -27,6 +27,7 @@ class MemoryLog:
         self._subscribers: dict[str, list[Apply]] = {}
         self._folded: dict[str, int] = {}
         self._secret = secrets.token_bytes(32)
+        self._assured: dict[str, frozenset[InstanceId]] = {}
         self._waiting: deque[tuple[str, int, tuple[Fact, ...]]] = deque()
         self._written = 0
         self._folding = False
@@ -77,6 +78,14 @@ class MemoryLog:
     def reads(self, pool: str, instance: InstanceId) -> bool:
         """It is alone."""
         return True
+
+    def assure(self, pool: str, instances: frozenset[InstanceId]) -> None:
+        """Remember it."""
+        self._assured[pool] = instances
+
+    def assured(self, pool: str) -> frozenset[InstanceId]:
+        """What was assured last."""
+        return self._assured.get(pool, frozenset())
 
     def overhear(self, pool: str, heard: Overhear) -> None:
         """Nobody else writes."""

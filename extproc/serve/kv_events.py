@@ -74,6 +74,7 @@ class KvEvents:
         self._metrics = metrics
         self._reader = EventReader()
         self._overhears: set[str] = set()
+        self._assured: dict[str, frozenset[InstanceId]] = {}
         self._followers: dict[_Followed, _Follower] = {}
         self._once = LogOnce(logger)
 
@@ -155,13 +156,17 @@ class KvEvents:
 
     def _assure(self, pool: Pool) -> None:
         """Where events say what an instance holds, its capacity is only a bound."""
-        live = {
+        live = frozenset(
             followed.instance
             for followed, follower in self._followers.items()
             if follower.pool is pool and follower.stream.live
-        }
-        if live != pool.assured:
-            pool.assured = live
+        )
+        if live != self._assured.get(pool.name, frozenset()):
+            self._assured[pool.name] = live
+            pool.log.assure(pool.name, live)
+        assured = pool.log.assured(pool.name)
+        if assured != pool.assured:
+            pool.assured = assured
             pool.enrol()
 
     def _expire(self, pool: Pool, now: float) -> None:

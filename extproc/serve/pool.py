@@ -51,7 +51,7 @@ class Pool:
     renames: dict[str, str] = field(default_factory=dict)
     members: Members = field(default_factory=Members)
     expectations: Expectations = field(default_factory=Expectations)
-    assured: set[InstanceId] = field(default_factory=set)
+    assured: frozenset[InstanceId] = frozenset()
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     roster: Roster | None = None
     _shared: bytes | None = None

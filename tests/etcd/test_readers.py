@@ -18,8 +18,8 @@ from extproc.telemetry import Metrics
 from extproc.terms import NO_BLOCK, InstanceId, PackedKeys
 from tests.etcd.replicas import POOL, Replica, replica, until
 from tests.etcd.server import Cluster, cluster
-from tests.serve.proxy import LONG, chat, serving
-from tests.serve.test_kv_events import A, engine_at, settings
+from tests.serve.proxy import LONG, Exchange, chat, serving
+from tests.serve.test_kv_events import BLOCKS, A, engine_at, settings
 
 NAMES = [InstanceId(f"instance-{number}") for number in range(40)]
 
@@ -73,6 +73,19 @@ async def test_without_etcd_nobody_reads(etcd: Cluster) -> None:
         await until(lambda: shares(one) == [0])
         await etcd.start()
         await until(lambda: shares(one) == [len(NAMES)])
+
+
+async def test_what_a_reader_is_sure_of_all_replicas_know_until_it_is_gone(etcd: Cluster) -> None:
+    async with replica(etcd) as one:
+        async with replica(etcd) as two:
+            await until(lambda: min(shares(one, two)) > 3)
+            two.log.assure(POOL, frozenset(NAMES[:2]))
+            one.log.assure(POOL, frozenset(NAMES[3:4]))
+            expected = {*NAMES[:2], NAMES[3]}
+            await until(lambda: one.log.assured(POOL) == two.log.assured(POOL) == expected)
+            two.log.assure(POOL, frozenset(NAMES[:1]))
+            await until(lambda: one.log.assured(POOL) == {NAMES[0], NAMES[3]})
+        await until(lambda: one.log.assured(POOL) == {NAMES[3]})
 
 
 async def test_what_others_wrote_is_overheard_and_what_is_ours_is_not(etcd: Cluster) -> None:
@@ -134,6 +147,7 @@ async def test_when_the_reader_is_killed_another_makes_the_index_right(etcd: Clu
         for number in range(4):
             await answer(f"{number} {LONG}")
         await ready(lambda: all(blocks(app) == true() for app in apps))
+        await ready(lambda: all(A in app.pools[0].assured for app in apps))
         (reader,) = [app for app in apps if app._log.reads("test", A)]
         (other,) = [app for app in apps if app is not reader]
         for task in reader._log._tasks:  # type: ignore[attr-defined]
@@ -144,10 +158,31 @@ async def test_when_the_reader_is_killed_another_makes_the_index_right(etcd: Clu
         await ready(lambda: A in other.pools[0].assured and blocks(other) == true())
 
 
+async def test_the_replica_that_picked_lets_expire_what_another_reads(etcd: Cluster) -> None:
+    ports = _free_ports(3)
+    log = Settings(kind="etcd", endpoints=tuple(etcd.endpoints))
+    shared = settings(*ports, expire_s=0.0).model_copy(update={"log": log})
+    async with (
+        engine_serving(engine_at(*ports)),
+        serving(shared) as (one, to_one),
+        serving(shared) as (two, to_two),
+    ):
+        await ready(lambda: all(A in app.pools[0].assured for app in (one, two)))
+        (instance,) = two.pools[0].index.instances()
+        await ready(lambda: instance.limits[Tier.GPU] == 2 * BLOCKS)
+        for channel in (to_one, to_two):
+            exchange = Exchange(channel)
+            await exchange.headers()
+            await exchange.body(chat(LONG))
+            await ready(lambda: blocks(one) > 20 and blocks(two) > 20)
+            await exchange.end()
+            await ready(lambda: blocks(one) == blocks(two) == 0)
+
+
 async def test_what_a_reader_that_lost_its_place_still_says_is_told_anew(etcd: Cluster) -> None:
     ports = _free_ports(3)
     log = Settings(kind="etcd", endpoints=tuple(etcd.endpoints))
-    shared = settings(*ports).model_copy(update={"log": log})
+    shared = settings(*ports, expire_s=0.0).model_copy(update={"log": log})
     async with (
         engine_serving(engine_at(*ports)) as engine,
         serving(shared) as (app, _),

@@ -81,6 +81,15 @@ class EtcdLog:
             self._seats[pool].state.keys, instance
         )
 
+    def assure(self, pool: str, instances: frozenset[InstanceId]) -> None:
+        """It is told with the lease of `reads`, and over with it."""
+        if self._readers is not None:
+            self._readers.assure(pool, instances)
+
+    def assured(self, pool: str) -> frozenset[InstanceId]:
+        """As the readers that are there have told."""
+        return self._readers.assured(pool) if self._readers is not None else frozenset()
+
     def overhear(self, pool: str, heard: Overhear) -> None:
         """Give `heard` what other replicas wrote."""
         self._seats[pool].state.overhearing.append(heard)

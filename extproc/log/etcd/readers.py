@@ -1,15 +1,17 @@
 """Which replica reads an engine's events for all, by a lease of a few seconds.
 
-Every replica has a key under `/homing/<pool>/readers/` that ends with its lease. Of those that are
-there, each instance belongs to the one whose number goes best with its name (rendezvous hashing):
-the work is shared evenly, and when a replica is gone only its instances get another reader.
+Every replica has a key under `/homing/<pool>/readers/` that ends with its lease, and says of which
+instances it knows all that they hold. Of the replicas that are there, each instance belongs to the
+one whose number goes best with its name (rendezvous hashing): the work is shared evenly, and when a
+replica is gone only its instances get another reader.
 """
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from time import monotonic
 
+import msgspec
 from xxhash import xxh3_64_intdigest
 
 from extproc.log.etcd.client import CALL_TIMEOUT_S, Away, Client, Connection
@@ -25,6 +27,12 @@ with its usual timing. Another takes over within half a second after it."""
 BEAT_S = 0.6
 """Between two signs of life."""
 
+MOST_TOLD = 4096
+"""Instances in one key; those beyond are left out."""
+
+
+_names = msgspec.json.Decoder(list[str])
+
 
 class Readers:
     """One process's part, for all its pools.
@@ -39,9 +47,11 @@ class Readers:
         self._until = float("-inf")
         self._wanted: dict[str, Keys] = {}
         self._written: set[str] = set()
-        self._there: dict[str, frozenset[int]] = {}
+        self._there: dict[str, dict[int, frozenset[InstanceId]]] = {}
+        self._assured: dict[str, frozenset[InstanceId]] = {}
         self._asked = asyncio.Event()
         """Set once any pool is wanted."""
+        self._changed = asyncio.Event()
         self._news = asyncio.Event()
 
     def reads(self, keys: Keys, instance: InstanceId) -> bool:
@@ -53,11 +63,22 @@ class Readers:
             self._wanted[keys.pool] = keys
             self._asked.set()
             self._news.set()
-        there = self._there.get(keys.pool, frozenset())
+        there = self._there.get(keys.pool, {})
         if monotonic() >= self._until or self._writer not in there:
             return False
         name = instance.encode()
         return self._writer == max(there, key=lambda writer: xxh3_64_intdigest(name, writer))
+
+    def assure(self, pool: str, instances: frozenset[InstanceId]) -> None:
+        """Tell the others of which instances all is known that they hold."""
+        if instances != self._assured.get(pool, frozenset()):
+            self._assured[pool] = instances
+            self._written.discard(pool)
+            self._changed.set()
+
+    def assured(self, pool: str) -> frozenset[InstanceId]:
+        """What all who are there, this process too, have told so."""
+        return frozenset[InstanceId]().union(*self._there.get(pool, {}).values())
 
     async def run(self) -> None:
         """Keep the lease, and a key for each pool, until it is cancelled."""
@@ -70,7 +91,8 @@ class Readers:
                 await backoff.wait()
             else:
                 backoff.reset()
-                await asyncio.sleep(BEAT_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), BEAT_S)
 
     async def listen(self, keys: Keys) -> None:
         """Know who is there for a pool, until it is cancelled."""
@@ -93,6 +115,7 @@ class Readers:
             await self._client.call(lambda c: c.lease.revoke(lease, timeout=CALL_TIMEOUT_S))
 
     async def _beat(self) -> None:
+        self._changed.clear()
         asked = monotonic()
         granted = LEASE_S
         if self._lease:
@@ -107,37 +130,46 @@ class Readers:
             self._written.clear()
         for pool, keys in list(self._wanted.items()):
             if pool not in self._written:
-                await self._client.call(partial(self._stand, keys))
                 self._written.add(pool)
+                try:
+                    await self._client.call(partial(self._stand, keys))
+                except Away:
+                    self._written.discard(pool)
+                    raise
         self._until = asked + granted
 
     async def _stand(self, keys: Keys, connection: Connection) -> None:
         key = keys.reader(self._writer)
-        await connection.kv.put(key, b"1", lease=self._lease, timeout=CALL_TIMEOUT_S)
+        told = sorted(self._assured.get(keys.pool, ()))[:MOST_TOLD]
+        value = msgspec.json.encode(told)
+        await connection.kv.put(key, value, lease=self._lease, timeout=CALL_TIMEOUT_S)
 
     async def _listen(self, keys: Keys) -> None:
         prefix = keys.readers
         answer = await self._client.call(lambda c: c.kv.get(prefix, timeout=CALL_TIMEOUT_S))
         revision = answer.header.revision
-        there: set[int] = set()
+        there: dict[int, frozenset[InstanceId]] = {}
         async for page in pages(self._client, prefix, revision):
             for kv in page:
-                there |= _writer_of(prefix, kv.key)
-        self._there[keys.pool] = frozenset(there)
+                _note(there, kv.key[len(prefix) :], kv.value)
+        self._there[keys.pool] = there
         async with (
             self._client.using() as connection,
             aclosing(connection.watch(prefix, revision + 1)) as responses,
         ):
             async for response in responses:
                 for event in response.events:
-                    writer = _writer_of(prefix, event.kv.key)
-                    there = there | writer if event.type == 0 else there - writer
-                self._there[keys.pool] = frozenset(there)
+                    value = event.kv.value if event.type == 0 else None
+                    _note(there, event.kv.key[len(prefix) :], value)
 
 
-def _writer_of(prefix: bytes, key: bytes) -> set[int]:
-    """The replica of this key; nobody where it is none's."""
+def _note(there: dict[int, frozenset[InstanceId]], name: bytes, value: bytes | None) -> None:
+    """A replica said something, or (None) is gone; what cannot be read is left out."""
     try:
-        return {int(key[len(prefix) :], 16)}
-    except ValueError:
-        return set()
+        writer = int(name, 16)
+        if value is None:
+            there.pop(writer, None)
+        else:
+            there[writer] = frozenset(map(InstanceId, _names.decode(value)))
+    except (ValueError, msgspec.DecodeError):
+        return
