@@ -4,10 +4,9 @@ The telemetry package turns the record into spans and histograms afterwards, so 
 the same with tracing on and off.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import time_ns
+from types import TracebackType
 
 
 @dataclass(slots=True)
@@ -16,11 +15,27 @@ class Stages:
 
     spans: list[tuple[str, int, int]] = field(default_factory=list)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Record what the block takes under `name`, also when it raises."""
-        start = time_ns()
-        try:
-            yield
-        finally:
-            self.spans.append((name, start, time_ns()))
+    def stage(self, name: str) -> "Stage":
+        """Record what a `with` block takes under `name`, also when it raises."""
+        return Stage(self.spans, name)
+
+
+class Stage:
+    """One stage while it runs. A class: a generator would cost three times as much."""
+
+    __slots__ = ("_name", "_spans", "_start")
+
+    def __init__(self, spans: list[tuple[str, int, int]], name: str) -> None:
+        self._spans = spans
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._start = time_ns()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._spans.append((self._name, self._start, time_ns()))

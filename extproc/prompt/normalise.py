@@ -79,7 +79,8 @@ def normalise_messages(
     media: what to write where an image, a sound or a video is: its tokens are known only to the
         engine's multi-modal processor. None: Unroutable("media").
 
-    New objects; the arguments are not changed. Raises Unroutable for what vLLM refuses.
+    The arguments are not changed, and may be part of the result. Raises Unroutable for what vLLM
+    refuses.
     """
     return [_message(message, parts, media) for message in messages]
 
@@ -89,6 +90,15 @@ def _message(message: dict[str, Json], parts: bool, media: str | None) -> dict[s
     content = message.get("content")
     if not isinstance(role, str):
         raise Unroutable("message_without_role")
+    if (
+        len(message) == 2
+        and type(content) is str
+        and not parts
+        and role != "developer"
+        and next(iter(message)) == "role"
+        and not content.startswith(_BILLING_LINE)
+    ):
+        return message  # what the template gets is what was sent: true of most
     result: dict[str, Json] = {"role": role}
     if parts:
         result["content"] = _as_parts(role, content, media)

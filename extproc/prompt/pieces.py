@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from extproc.prompt.beginnings import Beginnings, Marked
 from extproc.prompt.blocks import block_keys
 from extproc.prompt.memo import Memo
 from extproc.stages import Stages
@@ -21,6 +22,12 @@ NO_IDS = TokenIds(b"")
 
 _UNCUT = b"\xff"
 """Begins a piece that no cut does; no UTF-8 text has this byte."""
+
+_MIN_MARKED = 32 << 10
+"""Bytes of the shortest text whose beginning is looked up at once, and not piece by piece."""
+
+_START_BYTES = 300
+"""About what a known beginning takes."""
 
 _NODE_BYTES = 650
 """About what one node takes besides its keys and ids."""
@@ -90,19 +97,24 @@ class PieceMemo:
     ) -> None:
         self._cut = cut.encode() if cut else None
         self._encode = encode
-        self._nodes: Memo[bytes, Node] = Memo(max_bytes)
+        self._starts: Beginnings[bytes] = Beginnings(max_bytes // 32)
+        self._nodes: Memo[bytes, Node] = Memo(max_bytes - max_bytes // 32)
 
     @property
     def size(self) -> int:
         """About how many bytes are remembered now."""
-        return self._nodes.size
+        return self._nodes.size + self._starts.size
 
-    def extend(self, node: Node, text: str, block_size: int, stages: Stages) -> Node:
+    def extend(self, node: Node, text: bytes, block_size: int, stages: Stages) -> Node:
         """The prompt of `node` and this text after it; `node` must end where a piece does.
 
-        Raises UnicodeEncodeError for a lone surrogate, Unroutable where the tokenizer fails.
+        text: UTF-8. Raises Unroutable where the tokenizer fails.
         """
         with stages.stage("tokenize"):
+            marked = None
+            if self._cut and len(text) >= _MIN_MARKED:
+                marked = Marked(text, xxh3_64_intdigest(node.digest))
+                node, text = self._after_known(node, marked)
             pieces = self._split(text)
             digests = _digests(node.digest, pieces)
             first, node = self._longest(node, digests)
@@ -112,9 +124,29 @@ class PieceMemo:
             for digest, piece_ids in zip(digests[first:], ids, strict=True):
                 node = _grown(node, digest, piece_ids, block_size)
             self._keep(node)
+            if marked:
+                self._remember(marked, node, pieces)
         return node
 
-    def digest(self, node: Node, text: str) -> bytes:
+    def _after_known(self, node: Node, text: Marked) -> tuple[Node, bytes]:
+        """The node at the end of the text's longest known beginning, and the text after it."""
+        found = self._starts.find(text)
+        if found is None:
+            return node, text.data
+        size, digest = found
+        known = self._nodes.get(digest)
+        if known is None or not text.data.startswith(self._cut or b"", size):
+            return node, text.data
+        return known, text.data[size:]
+
+    def _remember(self, text: Marked, node: Node, pieces: list[bytes]) -> None:
+        """Where the last piece begins: the next turn has it too, and something else after it."""
+        before = node.parent
+        if before is not None and len(pieces) > 1:
+            size = len(text.data) - len(self._cut or b"") - len(pieces[-1])
+            self._starts.put(text, size, before.digest, _START_BYTES)
+
+    def digest(self, node: Node, text: bytes) -> bytes:
         """The digest that the prompt of `node` and this text after it has."""
         return [node.digest, *_digests(node.digest, self._split(text))][-1]
 
@@ -122,10 +154,9 @@ class PieceMemo:
         """The node of this digest, if it is still known."""
         return self._nodes.get(digest)
 
-    def _split(self, text: str) -> list[bytes]:
-        """The pieces of a text, as UTF-8, without the cut; what has none before it is marked."""
-        data = text.encode()
-        pieces = data.split(self._cut) if self._cut else [data]
+    def _split(self, text: bytes) -> list[bytes]:
+        """The pieces of a text, without the cut; what has none before it is marked."""
+        pieces = text.split(self._cut) if self._cut else [text]
         if pieces[0]:
             pieces[0] = _UNCUT + pieces[0]
         else:

@@ -12,20 +12,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from extproc.errors import BadRequest, HomingError, Unroutable
-from extproc.prompt.memo import Memo
+from extproc.prompt.beginnings import Beginnings, Marked
 from extproc.prompt.rawarray import Json, RawArray
 
 _MIN_REMEMBERED = 32 << 10
 """Bytes of the shortest body that is worth remembering."""
-
-_STRIDE = 16 << 10
-"""Bytes between the points at which a body is looked up."""
-
-_SIBLINGS = 8
-"""Known beginnings kept that part from each other within one stride."""
 
 _BEGINNING_BYTES = 400
 """About what one known beginning takes, without the positions of its items."""
@@ -72,8 +65,6 @@ class Body:
 class _Beginning:
     """A body's first bytes up to the end of a message."""
 
-    size: int
-    digest: bytes
     array_start: int
     starts: "array[int]"
     ends: "array[int]"
@@ -94,7 +85,7 @@ class BodyReader:
             "Only", [(name, list[msgspec.Raw] | msgspec.UnsetType, msgspec.UNSET)]
         )
         self._decode_array = msgspec.json.Decoder(only).decode
-        self._memo: Memo[int, tuple[_Beginning, ...]] = Memo(memo_bytes)
+        self._known: Beginnings[_Beginning] = Beginnings(memo_bytes)
 
     def read(self, body: bytes) -> Body:
         """The body's fields and, where `name` holds an array, its items.
@@ -104,13 +95,13 @@ class BodyReader:
         """
         if len(body) < _MIN_REMEMBERED:
             return self._read_all(body)
-        marks = _marks(body)
-        known = self._known(body, marks)
-        read = self._read_after(body, known) if known else None
+        text = Marked(body)
+        found = self._known.find(text)
+        read = self._read_after(body, *found) if found else None
         if read is None:
             read = self._read_all(body)
         if read.items:
-            self._remember(body, marks, read.items)
+            self._remember(text, read.items)
         return read
 
     def _read_all(self, body: bytes) -> Body:
@@ -154,18 +145,10 @@ class BodyReader:
             return None
         return Body(fields, RawArray(body, starts, ends))
 
-    def _known(self, body: bytes, marks: list[int]) -> _Beginning | None:
-        """The longest known beginning of the body."""
-        for mark in reversed(marks):
-            for known in self._memo.get(mark) or ():
-                if known.size < len(body) and known.digest == _digest(body, known.size, marks):
-                    return known
-        return None
-
-    def _read_after(self, body: bytes, known: _Beginning) -> Body | None:
-        """The body, of which `known` is not read again; None where that cannot be done."""
-        comma = _COMMA.match(body, known.size)
-        resumed = comma.end() if comma else known.size
+    def _read_after(self, body: bytes, size: int, known: _Beginning) -> Body | None:
+        """The body, of which `size` bytes are not read again; None where that cannot be done."""
+        comma = _COMMA.match(body, size)
+        resumed = comma.end() if comma else size
         if not (comma or _CLOSE.match(body, resumed)):
             return None
         short = body[: known.array_start] + body[resumed:]
@@ -187,21 +170,11 @@ class BodyReader:
         )
         return read
 
-    def _remember(self, body: bytes, marks: list[int], items: RawArray) -> None:
+    def _remember(self, text: Marked, items: RawArray) -> None:
         size = items.ends[-1]
-        if size < _MIN_REMEMBERED:
-            return
-        mark = marks[size // _STRIDE - 1]
-        digest = _digest(body, size, marks)
-        siblings = self._memo.get(mark) or ()
-        if any(known.digest == digest for known in siblings):
-            return
-        known = _Beginning(
-            size, digest, items.starts[0], items.starts, items.ends, items.digests()[-1]
-        )
-        kept = sorted((known, *siblings[: _SIBLINGS - 1]), key=lambda one: -one.size)
-        cost = sum(_BEGINNING_BYTES + 16 * len(one.ends) for one in kept)
-        self._memo.put(mark, tuple(kept), cost)
+        if size >= _MIN_REMEMBERED:
+            known = _Beginning(items.starts[0], items.starts, items.ends, items.digests()[-1])
+            self._known.put(text, size, known, _BEGINNING_BYTES + 16 * len(items.ends))
 
 
 def read_fields(body: bytes) -> Body:
@@ -237,24 +210,6 @@ def _judged(body: bytes, decode: Callable[[bytes], _T]) -> _T:
 def _check_utf8(body: bytes) -> None:
     if not body.isascii():
         body.decode()
-
-
-def _marks(body: bytes) -> list[int]:
-    """Hashes of the body's first 1, 2, 3, … strides, each seeded with the one before."""
-    view = memoryview(body)
-    mark = 0
-    marks = []
-    for at in range(0, len(body) - _STRIDE + 1, _STRIDE):
-        mark = xxh3_64_intdigest(view[at : at + _STRIDE], mark)
-        marks.append(mark)
-    return marks
-
-
-def _digest(body: bytes, size: int, marks: list[int]) -> bytes:
-    """Of the first `size` bytes: their last mark, and what comes after it."""
-    strides = size // _STRIDE
-    mark = marks[strides - 1]
-    return xxh3_128_digest(body[strides * _STRIDE : size], mark) + mark.to_bytes(8, "little")
 
 
 def _unique(body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:

@@ -159,8 +159,8 @@ class Rendering:
             return [[message] for message in normalise_messages(decoded, parts)]
         return [normalise_messages(to_chat(dialect, [item]), parts) for item in decoded]
 
-    def whole(self, items: list[Messages] | None, media: str | None = None) -> str:
-        """The text of the whole prompt.
+    def whole(self, items: list[Messages] | None, media: str | None = None) -> bytes:
+        """The text of the whole prompt, as UTF-8.
 
         items: those of `items()`, if they are local. media: written for images and the like.
         """
@@ -177,14 +177,14 @@ class Rendering:
         messages = normalise_messages(leading, parts) + messages
         if not self.template.knows_developer:
             messages = developer_as_system(messages)
-        return self.template.render(messages, self.tools, self.options)
+        return self.template.render_utf8(messages, self.tools, self.options)
 
-    def part(self, items: Iterable[Messages], opens_answer: bool) -> str:
+    def part(self, items: Iterable[Messages], opens_answer: bool) -> bytes:
         """The text of a chat of these items only; opens_answer: with what begins the answer."""
         messages = normalise_messages(self._leading, self.template.takes_parts)
         messages.extend(chain.from_iterable(items))
         options = self.options if opens_answer else self.options | {"add_generation_prompt": False}
-        return self.template.render(messages, self.tools, options)
+        return self.template.render_utf8(messages, self.tools, options)
 
     def are_local(self) -> bool:
         """Whether each item becomes messages on its own, at least if `is_local` says so of it."""

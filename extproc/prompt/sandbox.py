@@ -71,6 +71,10 @@ _LOOP_NAMES = frozenset(
 )
 
 
+_SPACE_NAMES = frozenset({"__class__", "_Namespace__attrs"})
+"""What is read of a namespace itself, and not of its names."""
+
+
 class TooManyStepsError(RuntimeError):
     """The template did more than any chat needs; it may loop for ever."""
 
@@ -89,21 +93,42 @@ class _Steps:
             raise TooManyStepsError
 
 
+class _Space(Namespace):
+    """A namespace whose names are read without a call. A template cannot tell it from Jinja's."""
+
+    __getattribute__ = object.__getattribute__
+
+    _Namespace__attrs: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._Namespace__attrs[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
 class _CodeGenerator(CodeGenerator):
-    """Reads a dict's key, and a loop's own names, without a call: most of what templates do."""
+    """Reads a dict's key, a namespace's and a loop's names without a call: most of the work."""
 
     def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:  # noqa: N802
-        name = node.attr
+        name, further = node.attr, ""
         if name in _LOOP_NAMES:
-            quick, kind, further = f"_of.{name}", "LoopContext", ""
+            quick, kind = f"_of.{name}", "LoopContext"
         elif name not in _DICT_NAMES:
-            quick, kind, further = f"_of[{name!r}]", "dict", f" and {name!r} in _of"
+            quick, kind = (
+                f"_of[{name!r}] if {name!r} in _of else undefined(obj=_of, name={name!r})",
+                "dict",
+            )
+            names = "_of._Namespace__attrs"
+            if not name.startswith("_"):
+                further = f" {names}[{name!r}] if type(_of) is environment.space"
+                further += f" and {name!r} in {names} else"
         else:
             super().visit_Getattr(node, frame)
             return
-        self.write(f"({quick} if type(_of := ")
+        self.write(f"(({quick}) if type(_of := ")
         self.visit(node.node, frame)
-        self.write(f") is {kind}{further} else environment.getattr(_of, {name!r}))")
+        self.write(f") is {kind} else{further} environment.getattr(_of, {name!r}))")
 
 
 class ChatSandbox(ImmutableSandboxedEnvironment):
@@ -116,10 +141,12 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
 
     code_generator_class = _CodeGenerator
     intercepted_binops = frozenset({"*", "**"})
+    space = _Space
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.filters[_STEPS] = _counted
+        self.globals["namespace"] = _Space
         # Compiled templates call these through the instance: a closure saves the bound method.
         self.getattr = _quick_getattr(self.getattr, self.undefined)  # type: ignore[method-assign, assignment]
         self.call = _quick_call(self.call)  # type: ignore[method-assign]
@@ -180,22 +207,20 @@ def _quick_getattr(
         kind = type(obj)
         if kind is dict:
             if name not in _DICT_NAMES:
-                try:
-                    return obj[name]
-                except KeyError:
-                    return undefined(obj=obj, name=name)
+                return obj[name] if name in obj else undefined(obj=obj, name=name)
             if name in _DICT_METHODS:
                 return getattr(obj, name)
         elif kind is str:
             if name in _STR_METHODS:
                 return getattr(obj, name)
-        elif (kind is LoopContext and name in _LOOP_NAMES) or (
-            kind is Namespace and not name.startswith("_")
-        ):
-            try:
-                return getattr(obj, name)
-            except AttributeError:
-                pass
+        elif kind is LoopContext and name in _LOOP_NAMES:
+            return getattr(obj, name)
+        elif kind is _Space and name not in _SPACE_NAMES:
+            names = obj._Namespace__attrs
+            if name not in names:
+                return undefined(obj=obj, name=name)
+            if not name.startswith("_"):
+                return names[name]
         return general(obj, name)
 
     return getattr_by_type

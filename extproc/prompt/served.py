@@ -149,7 +149,7 @@ class ServedModel:
 
     def render(self, chat: Chat) -> str:
         """The text of a chat's prompt. Raises Unroutable where there is no template or it fails."""
-        return Rendering(chat, self._templates).whole(None)
+        return Rendering(chat, self._templates).whole(None).decode()
 
     def token_ids(self, prompt: Prompt) -> tuple[TokenIds, ...]:
         """The ids of each prompt of the request, as the engine computes them, without memos."""
@@ -224,8 +224,6 @@ class ServedModel:
                 with stages.stage("render"):
                     text = rendering.whole(None)
                 node = self._pieces.extend(base, text, block_size, stages)
-        except UnicodeEncodeError:
-            raise Unroutable("lone_surrogate") from None
         except Unroutable as unroutable:
             if unroutable.reason != "media":
                 raise
@@ -241,13 +239,13 @@ class ServedModel:
             with suppress(Unroutable):
                 turns.encode(Rendering(chat, self._templates), base, _TRIAL_BLOCK, Stages())
 
-    def _before_media(self, rendering: Rendering) -> str:
+    def _before_media(self, rendering: Rendering) -> bytes:
         """The text up to the piece that has the first image, sound or video."""
         text = rendering.whole(None, media=_MEDIA)
-        at = text.find(_MEDIA)
+        at = text.find(_MEDIA.encode())
         if at < 0 or self._cut is None:
             raise Unroutable("media")
-        return text[: max(text.rfind(self._cut, 0, at), 0)]
+        return text[: max(text.rfind(self._cut.encode(), 0, at), 0)]
 
 
 def _settled(read: Callable[[Prompt], _T], prompt: Prompt) -> _T:
@@ -271,7 +269,7 @@ def _best_cut(tokenizer: TextTokenizer, templates: Templates) -> str | None:
     roles = ("user", "assistant", "user", "assistant", "user")
     chat = Chat(RawArray.of([{"role": role, "content": "x"} for role in roles]))
     try:
-        text = Rendering(chat, templates).whole(None)
+        text = Rendering(chat, templates).whole(None).decode()
     except Unroutable:
         return None
     return max(safe_cuts(tokenizer.source, text), key=text.count, default=None)

@@ -100,6 +100,18 @@ class ChatTemplate:
         options: Mapping[str, Json] | None = None,
     ) -> str:
         """The prompt's text. Raises Unroutable where the template fails on these messages."""
+        return self.render_utf8(messages, tools, options).decode()
+
+    def render_utf8(
+        self,
+        messages: Sequence[Mapping[str, Json]],
+        tools: Sequence[Mapping[str, Json]] | None = None,
+        options: Mapping[str, Json] | None = None,
+    ) -> bytes:
+        """The prompt's text as UTF-8, which is quicker to make of its parts than of the whole.
+
+        Raises Unroutable as `render` does, also for a lone surrogate, which no tokenizer takes.
+        """
         options = dict(options or {})
         continued = options.pop("continue_final_message", False)
         if continued:
@@ -118,10 +130,15 @@ class ChatTemplate:
         template = self._template
         try:
             # Not `template.render`, which rewrites the traceback of what fails.
-            text = "".join(template.root_render_func(template.new_context(values)))
+            texts = list(template.root_render_func(template.new_context(values)))
         except Exception as error:  # what a template can raise has no bound; none is our fault
             raise Unroutable("template_failed", type(error).__name__) from None
-        return _cut_at_mark(text, final) if continued else text
+        if continued:
+            texts = [_cut_at_mark("".join(texts), final)]
+        try:
+            return b"".join([text.encode() for text in texts])
+        except UnicodeEncodeError:
+            raise Unroutable("lone_surrogate") from None
 
     def clock(self) -> tuple[str, ...]:
         """What `strftime_now` would give now, for every format that was ever asked for.

@@ -62,7 +62,7 @@ class Turn:
     """
 
     node: bytes
-    tail: str
+    tail: bytes
     context: tuple[int, ...]
     size: int
     digest: int
@@ -108,7 +108,7 @@ class _Guess:
     turn: Turn
     after: int
     node: Node
-    text: str
+    text: bytes
     items: dict[int, Messages]
     kinds: dict[int, list[int]]
     shape: Shape
@@ -128,11 +128,11 @@ class TurnMemo:
 
     def __init__(self, pieces: PieceMemo, cut: str, max_bytes: int) -> None:
         self._pieces = pieces
-        self._cut = cut
+        self._cut = cut.encode()
         self._turns: Memo[bytes, Turn] = Memo(max_bytes)
         self._shapes: dict[Shape, int] = {}
         self._kinds: dict[tuple[object, ...], int] = {}
-        self._beginnings: dict[tuple[object, ...], str] = {}
+        self._beginnings: dict[tuple[object, ...], bytes] = {}
         self._audits: deque[_Audit] = deque()
         self._lock = Lock()
         self.counts = Counts()
@@ -145,7 +145,7 @@ class TurnMemo:
     def encode(self, rendering: Rendering, base: Node, block_size: int, stages: Stages) -> Node:
         """The prompt under the root `base`, by way of a known turn where there is one.
 
-        Raises Unroutable where the template fails, UnicodeEncodeError for a lone surrogate.
+        Raises Unroutable where the template fails.
         """
         with stages.stage("render"):
             clock = rendering.template.clock()
@@ -236,8 +236,8 @@ class TurnMemo:
         try:
             text = rendering.part(items.values(), opens_answer=True)
         except Unroutable:
-            text = ""
-        if xxh3_64_intdigest(text[: turn.size].encode()) != turn.digest:
+            text = b""
+        if xxh3_64_intdigest(text[: turn.size]) != turn.digest:
             if request.is_same_time():
                 self._judge(shape, equal=False)
             return None
@@ -298,7 +298,7 @@ class TurnMemo:
         request: _Request,
         items: dict[int, Messages],
         kinds: dict[int, list[int]],
-        prompt: tuple[Node, str, Node],
+        prompt: tuple[Node, bytes, Node],
         guess: _Guess | None = None,
     ) -> None:
         """Remember this prompt up to its last question or answer of a tool.
@@ -325,16 +325,16 @@ class TurnMemo:
             if i <= a:
                 for kind in found:
                     seen |= 1 << kind
-        size, digest = len(known), xxh3_64_intdigest(known.encode())
+        size, digest = len(known), xxh3_64_intdigest(known)
         turn = Turn(node.digest, tail, context, size, digest, question, seen)
         digests = request.messages.digests()
         if len(request.messages) - a > len(digests):
             digests = request.messages.all_digests()
         key = request.start + digests[a - len(request.messages)]
-        self._turns.put(key, turn, _TURN_BYTES + 4 * len(tail))
+        self._turns.put(key, turn, _TURN_BYTES + len(tail))
 
-    def _split_at(self, prompt: tuple[Node, str, Node], size: int) -> tuple[Node, str]:
-        """The first `size` characters of a prompt's text: their last whole piece, and the rest."""
+    def _split_at(self, prompt: tuple[Node, bytes, Node], size: int) -> tuple[Node, bytes]:
+        """The first `size` bytes of a prompt's text: their last whole piece, and the rest."""
         before, text, node = prompt
         cut = text.rfind(self._cut, 0, size)
         if cut < 0:
@@ -350,7 +350,7 @@ class TurnMemo:
         context: list[Messages],
         later: list[Messages],
         kinds: list[int],
-    ) -> tuple[str, str] | None:
+    ) -> tuple[bytes, bytes] | None:
         """B, and what the template writes after it for the messages after `a`; None if it does not.
 
         What it writes for none, the beginning of the answer, is the same for all chats of these

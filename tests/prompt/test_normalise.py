@@ -122,3 +122,9 @@ def test_tool_keeps_its_json_for_each_form() -> None:
 def test_no_tools_are_none_only_where_there_is_no_list() -> None:
     assert normalise_tools(None) is None
     assert normalise_tools([]) == []
+
+
+def test_fields_of_a_message_come_in_one_order() -> None:
+    """A template may write the whole message out."""
+    (message,) = normalise_messages([{"content": "x", "role": "user"}])
+    assert list(message) == ["role", "content"]

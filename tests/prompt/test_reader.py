@@ -176,7 +176,7 @@ def test_memo_is_bounded() -> None:
     for _ in range(100):
         messages = [{"role": "a", "content": random.random()} for _ in range(2_000)]
         reader.read(body(messages, {}, {}, 0))
-        assert reader._memo.size <= 50_000
+        assert reader._known.size <= 50_000
 
 
 def test_hundred_thousand_messages_are_read() -> None:

@@ -27,7 +27,7 @@ def anthropic(*items: dict[str, object], **fields: object) -> Chat:
 
 
 def text(source: str, chat: Chat) -> str:
-    return Rendering(chat, templates(source)).whole(None)
+    return Rendering(chat, templates(source)).whole(None).decode()
 
 
 @pytest.mark.parametrize(
