@@ -196,6 +196,10 @@ class Events(EventPorts):
     """Seconds after an answer's end when what was expected of its instance, and not confirmed by
     events, is forgotten; only while the instance's events are complete."""
 
+    cpu_price: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """What a token costs that an engine reads back from its CPU memory, where it offloads to that,
+    in tokens that it computes: 0 is as good as on the GPU, 1 as if it had to be computed."""
+
     keep_report_mode: bool = False
     """Whether requests may have `vllm_xargs.kv_cache_report_mode`. With `full` an engine reports
     blocks as stored that are merely read, and their copies cannot be counted any more, so it is

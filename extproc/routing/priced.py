@@ -9,11 +9,12 @@ from extproc.routing.views import InstanceView, PoolView, Ranking, Score, Turn
 class PricedTTFT:
     """`cost(i) = wait(i) + u(i)/r(i) + u(i)/R · ρ/(1-ρ)`; the lowest wins.
 
-    u: uncached tokens of this prompt on instance i; r: its prefill rate; R: the pool's mean rate;
-    ρ: the pool's prefill utilisation. The last term is the delay that this prefill inflicts on
-    later arrivals (M/G/1: one second of work delays others by ρ/(1-ρ) seconds), so locality counts
-    more the busier the pool is, with no knob to turn. It is charged on token counts at the pool's
-    rate: a rate that is wrong for one instance then cannot drive everything away from it.
+    u: uncached tokens of this prompt on instance i, and what reading back those on a slower tier
+    costs; r: its prefill rate; R: the pool's mean rate; ρ: the pool's prefill utilisation. The last
+    term is the delay that this prefill inflicts on later arrivals (M/G/1: one second of work delays
+    others by ρ/(1-ρ) seconds), so locality counts more the busier the pool is, with no knob to
+    turn. It is charged on token counts at the pool's rate: a rate that is wrong for one instance
+    then cannot drive everything away from it.
 
     Equal costs: fewest requests in flight, then round the instances with `turn.tiebreak`, so that
     an idle pool is filled evenly. A prompt whose tokens are unknown is placed by wait alone.
@@ -25,7 +26,8 @@ class PricedTTFT:
         count = len(pool.instances)
 
         def score(view: InstanceView) -> Score:
-            uncached = 0 if turn.tokens is None else max(turn.tokens - view.cached_tokens, 0)
+            uncached = 0.0 if turn.tokens is None else max(turn.tokens - view.cached_tokens, 0)
+            uncached += view.reload_tokens
             return Score(
                 instance=view.instance,
                 endpoint=view.endpoint,

@@ -26,6 +26,8 @@ class InstanceView:
     waiting_tokens: uncached tokens assigned to it whose prefill has not ended.
     in_flight: requests routed there and not ended.
     prefill_rate: uncached tokens a second that it computes.
+    reload_tokens: what it costs to read back those of the cached tokens that are on a slower tier,
+        in uncached tokens that take as long.
     """
 
     instance: InstanceId
@@ -34,6 +36,7 @@ class InstanceView:
     waiting_tokens: float
     in_flight: int
     prefill_rate: float
+    reload_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from extproc.serve.conformance import chosen
 from extproc.serve.encoder import Encoded, Encoder
 from extproc.serve.listing import asks_for_models, list_models
 from extproc.serve.placed import Placed
-from extproc.serve.pool import Pool
+from extproc.serve.pool import NOTHING, Cached, Pool
 from extproc.serve.pools import Pools
 from extproc.serve.rename import Renamed, Renamer
 from extproc.serve.report_mode import ReportModes
@@ -275,18 +275,21 @@ class Picker:
 
 def _cached_tokens(
     encoded: Encoded, depths: Sequence[dict[InstanceId, Depths]]
-) -> dict[InstanceId, int]:
-    """Tokens of the prompt that each instance holds; absent = 0.
+) -> dict[InstanceId, Cached]:
+    """Tokens of the prompt that each instance holds in any tier; absent: none.
 
     An engine always computes the last token, so a prompt of whole blocks hits one block less
     (vLLM 0.32, `get_computed_blocks`).
     """
     size = encoded.pool.config.block_size
-    cached: dict[InstanceId, int] = {}
+    cached: dict[InstanceId, Cached] = {}
     for chain, depth in zip(encoded.chains, depths, strict=True):
         most = (chain.tokens - 1) // size
         for instance, held in depth.items():
-            cached[instance] = cached.get(instance, 0) + min(held.gpu, most) * size
+            tokens, slow = cached.get(instance, NOTHING)
+            deepest = min(held.any, most)
+            on_gpu = min(held.gpu, deepest)
+            cached[instance] = Cached(tokens + deepest * size, slow + (deepest - on_gpu) * size)
     return cached
 
 

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from extproc import config as configuration
 from extproc.engines import Instance, Members
@@ -23,6 +24,16 @@ NEVER = 1 << 62
 ASSURED_ROOM = 2
 """How often its capacity an instance may hold whose events say what it holds. It evicts in an order
 of its own, so the index must not go before it; the rest is for what is expected and on its way."""
+
+
+class Cached(NamedTuple):
+    """Tokens of a prompt that an instance holds. slow: those of them that are not on its GPU."""
+
+    tokens: int
+    slow: int
+
+
+NOTHING = Cached(0, 0)
 
 
 @dataclass(slots=True)
@@ -173,12 +184,14 @@ class Pool:
         return listed.headers if listed is not None else {}
 
     def view(
-        self, eligible: Sequence[Instance], cached: Mapping[InstanceId, int], now: float
+        self, eligible: Sequence[Instance], cached: Mapping[InstanceId, Cached], now: float
     ) -> PoolView:
         """What the policy sees: the eligible instances with their load.
 
-        cached: tokens of the prompt that an instance holds; absent = 0.
+        cached: what an instance holds of the prompt; absent: nothing.
         """
+        events = self.config.events
+        slow_price = events.cpu_price if events is not None else 0.0
         rate = self.config.prefill_rate
         ours = [self.load.of(instance.id, now, rate) for instance in eligible]
         loads = self.members.conditions.loads(eligible, ours, now)
@@ -186,12 +199,14 @@ class Pool:
             InstanceView(
                 instance=instance.id,
                 endpoint=instance.endpoint,
-                cached_tokens=cached.get(instance.id, 0),
+                cached_tokens=held.tokens,
                 waiting_tokens=load.waiting,
                 in_flight=load.in_flight,
                 prefill_rate=rate,
+                reload_tokens=held.slow * slow_price,
             )
             for instance, load in zip(eligible, loads, strict=True)
+            for held in (cached.get(instance.id, NOTHING),)
         ]
         return PoolView(views, rate, self.utilisation.at(now, len(self.instances)))
 

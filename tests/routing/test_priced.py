@@ -42,6 +42,17 @@ def test_the_holder_of_the_prefix_wins_an_idle_pool() -> None:
     assert ranking.why == "home"
 
 
+def test_a_prefix_on_a_slower_tier_is_worth_less_than_one_on_the_gpu_and_more_than_none() -> None:
+    gpu = instance("a", cached_tokens=900)
+    cpu = instance("b", cached_tokens=900, reload_tokens=225.0)
+    ranking = rank(instance("c"), cpu, gpu)
+    assert order(ranking) == "abc"
+    assert [round(score.prefill_s * RATE) for score in ranking.scores] == [100, 325, 1000]
+    assert ranking.scores[1].cached_tokens == 900
+    less = instance("a", cached_tokens=600)
+    assert rank(less, cpu).best.instance == "b"
+
+
 def test_a_holder_that_is_busy_for_longer_than_it_saves_loses() -> None:
     busy = instance("a", cached_tokens=900, waiting_tokens=1000.0)
     ranking = rank(busy, instance("b"))

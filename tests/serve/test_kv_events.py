@@ -15,11 +15,11 @@ from extproc.demo.engine import EngineSettings
 from extproc.demo.engine import serving as engine_serving
 from extproc.demo.scheduler import VirtualEngine
 from extproc.demo.stack import _free_ports
-from extproc.index import Tier
+from extproc.index import Cleared, Held, Source, Tier
 from extproc.serve import App
 from extproc.serve.pool import Pool
-from extproc.terms import Endpoint, InstanceId
-from tests.serve.proxy import LONG, MODEL, Exchange, chat, config, endpoints, sample, serving
+from extproc.terms import NO_BLOCK, Endpoint, InstanceId, PackedKeys
+from tests.serve.proxy import LONG, MODEL, Exchange, ask, chat, config, endpoints, sample, serving
 
 A = InstanceId("a")
 BLOCKS = 200
@@ -245,6 +245,36 @@ async def test_a_cache_that_is_empty_by_other_signs_is_cleared() -> None:
         assert one.app.kv_events.emptied("test", A)
         await until(lambda: one.held == 0)
         assert not one.app.kv_events.emptied("another pool", A)
+
+
+async def test_blocks_on_the_cpu_count_as_blocks_at_their_price() -> None:
+    (pool,) = config().pools
+    pool = pool.model_copy(update={"events": Events(port=1), "metrics": "off"})
+    async with serving(config(pools=(pool,))) as (app, channel):
+        (served,) = app.pools
+        exchange, first = await ask(channel, chat(LONG))
+        await exchange.end()
+        names = [name for name in ("a", "b", "c") if name != first]
+        keys = held_keys(app)
+        half = PackedKeys(keys[: len(keys) // 16 * 8])
+        served.append(
+            [
+                Cleared(InstanceId(first), Source.EVENT),
+                Held(InstanceId(names[0]), Tier.GPU, NO_BLOCK, half, Source.EVENT),
+                Held(InstanceId(names[1]), Tier.CPU, NO_BLOCK, keys, Source.EVENT),
+            ]
+        )
+        before = sample(app, PREDICTED, pool="test")
+        exchange, second = await ask(channel, chat(LONG))
+        await exchange.end()
+        assert second == names[1]
+        assert sample(app, PREDICTED, pool="test") - before == len(keys) // 8 * 16
+
+
+def held_keys(app: App) -> PackedKeys:
+    """The one chain that is held."""
+    (edge,) = app.pools[0].index.tree.store
+    return PackedKeys(bytes(edge.keys))
 
 
 async def test_a_reload_follows_new_ports_and_leaves_old_ones() -> None:

@@ -190,6 +190,7 @@ class EventReader:
             finally:
                 receiving.cancel()
                 socket.disable_monitor()
+                monitor.close(linger=0)
                 socket.close(linger=0)
             self.do(subscription, subscription.stream.disconnected)
 
