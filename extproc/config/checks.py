@@ -48,6 +48,8 @@ def check(config: Config) -> Iterator[Finding]:
         yield from check_instances(("pools", p, "instances"), pool.instances)
         yield from _check_files(("pools", p), pool)
         yield from _check_events(("pools", p), pool)
+    if config.endpoints_file is not None and not config.endpoints_file.parent.is_dir():
+        yield Finding(("endpoints_file",), f"{config.endpoints_file.parent} is not a folder")
     yield from _check_limits(config)
     yield from _check_tls(config)
     yield from _check_envoy_tls(config.envoy.tls)

@@ -659,6 +659,10 @@ class Config(Section):
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """The engines, by the models that they serve."""
 
+    endpoints_file: FilePath | None = None
+    """File that `homing serve` writes the endpoints of all instances to, at each change, for Envoy
+    to read (EDS): where Envoy cannot follow a discovery by itself (docs/discovery.md)."""
+
     proxy: Proxy = Proxy()
     """What the proxy does that it may not say itself."""
 

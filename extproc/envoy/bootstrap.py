@@ -15,6 +15,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
     Http1ProtocolOptions,
+    Node,
     TypedExtensionConfig,
 )
 from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
@@ -40,9 +41,9 @@ from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import Previ
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.google.protobuf import Any
 
-from extproc.config import Config, EnvoyOptions, EnvoyTls
+from extproc.config import Config, DnsDiscovery, EnvoyOptions, EnvoyTls
 from extproc.config.addresses import UNIX_PREFIX, join_endpoint, split_endpoint
-from extproc.envoy.clusters import engines_cluster, pickers_cluster, socket_address
+from extproc.envoy.clusters import Engines, engines_cluster, pickers_cluster, socket_address
 from extproc.envoy.filter import ext_proc
 from extproc.envoy.names import ENGINES_CLUSTER
 from extproc.envoy.text import to_yaml
@@ -73,6 +74,8 @@ def bootstrap(config: Config) -> Bootstrap:
     """
     options = config.envoy
     return Bootstrap(
+        # Envoy demands a name where it reads endpoints from a file.
+        node=Node(id="envoy", cluster="homing") if config.endpoints_file else None,
         admin=Admin(address=socket_address(options.admin)) if options.admin else None,
         static_resources=BootstrapStaticResources(
             listeners=[_listener(config)],
@@ -101,10 +104,27 @@ def _picker_tls(config: Config) -> EnvoyTls | None:
     return None if config.tls in (None, "off") else config.envoy.tls
 
 
-def _engines(config: Config) -> list[str]:
-    """Every endpoint once: an engine can serve models of two pools."""
-    endpoints = (i.endpoint for pool in config.pools for i in pool.instances)
-    return list(dict.fromkeys(endpoints))
+def _engines(config: Config) -> Engines:
+    """Every endpoint and name once: an engine can serve models of two pools.
+
+    ConfigError where Envoy cannot find them by itself.
+    """
+    if config.endpoints_file is not None:
+        return Engines(file=config.endpoints_file)
+    listed = (i.endpoint for pool in config.pools for i in pool.instances)
+    names: dict[DnsDiscovery, None] = {}
+    for p, pool in enumerate(config.pools):
+        match pool.discovery:
+            case None:
+                pass
+            case DnsDiscovery(records="A" | "AAAA") as found:
+                names[found] = None
+            case found:
+                raise ConfigError(
+                    f"pools[{p}].discovery: Envoy cannot follow it by itself ({found.kind}); name"
+                    " an endpoints_file that both reach, or see docs/discovery.md"
+                )
+    return Engines(tuple(dict.fromkeys(listed)), tuple(names))
 
 
 def _listener(config: Config) -> Listener:

@@ -1,5 +1,7 @@
 """The two clusters: Homing's processes, and the engines that they pick from."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,18 +11,23 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakersThresholds,
     Cluster,
     ClusterCommonLbConfig,
+    ClusterCustomClusterType,
     ClusterDiscoveryType,
+    ClusterEdsClusterConfig,
     LoadBalancingPolicy,
     LoadBalancingPolicyPolicy,
 )
 from envoy_data_plane.envoy.config.core.v3 import (
     Address,
+    ApiVersion,
+    ConfigSource,
     DataSource,
     HealthCheck,
     HealthCheckGrpcHealthCheck,
     Http1ProtocolOptions,
     Http2ProtocolOptions,
     HttpProtocolOptions,
+    PathConfigSource,
     Pipe,
     SocketAddress,
     TransportSocket,
@@ -32,11 +39,14 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LbEndpoint,
     LocalityLbEndpoints,
 )
+from envoy_data_plane.envoy.extensions.clusters.common.dns.v3 import DnsLookupFamily
+from envoy_data_plane.envoy.extensions.clusters.dns.v3 import DnsCluster
 from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request.v3 import LeastRequest
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import (
     OverrideHost,
     OverrideHostOverrideHostSource,
 )
+from envoy_data_plane.envoy.extensions.network.dns_resolver.cares.v3 import CaresDnsResolverConfig
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
     CommonTlsContext,
@@ -56,7 +66,7 @@ from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPath
 from envoy_data_plane.envoy.type.v3 import Percent
 from envoy_data_plane.google.protobuf import Any
 
-from extproc.config import EnvoyTls
+from extproc.config import DnsDiscovery, EnvoyTls
 from extproc.config.addresses import UNIX_PREFIX, split_endpoint
 from extproc.envoy.names import ENGINES_CLUSTER, PICKERS_CLUSTER
 from extproc.stream.headers import DESTINATION, METADATA_NAMESPACE
@@ -111,16 +121,81 @@ def pickers_cluster(addresses: list[str], tls: EnvoyTls | None) -> Cluster:
     )
 
 
-def engines_cluster(endpoints: list[str]) -> Cluster:
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Where Envoy finds the engines: endpoints and names, or else a file that Homing writes."""
+
+    endpoints: tuple[str, ...] = ()
+    names: tuple[DnsDiscovery, ...] = ()
+    file: Path | None = None
+
+
+def engines_cluster(engines: Engines) -> Cluster:
     """All engines. The picked one is taken from the metadata, which no client can set.
 
     Without a pick, or when no picked endpoint is left to try, the least loaded of two.
     """
+    cluster = _engines_cluster()
+    if engines.file is not None:
+        cluster.type = ClusterDiscoveryType.EDS
+        cluster.eds_cluster_config = ClusterEdsClusterConfig(
+            eds_config=ConfigSource(
+                path_config_source=PathConfigSource(path=str(engines.file.absolute())),
+                resource_api_version=ApiVersion.V3,
+            )
+        )
+        return cluster
+    cluster.load_assignment = _assignment(ENGINES_CLUSTER, engines.endpoints)
+    if engines.names:
+        _find_by_name(cluster, engines.names)
+    return cluster
+
+
+def _find_by_name(cluster: Cluster, names: Sequence[DnsDiscovery]) -> None:
+    """Ask for the same records as Homing does, as often."""
+    kinds = {one.records for one in names}
+    v4, v6 = DnsLookupFamily.V4_ONLY, DnsLookupFamily.V6_ONLY
+    dns = DnsCluster(
+        dns_refresh_rate=timedelta(seconds=min(one.every_s for one in names)),
+        dns_lookup_family=DnsLookupFamily.ALL if len(kinds) > 1 else v4 if kinds == {"A"} else v6,
+        typed_dns_resolver_config=_resolver([one for name in names for one in name.nameservers]),
+    )
+    cluster.type = None
+    cluster.cluster_type = ClusterCustomClusterType(
+        name="envoy.clusters.dns", typed_config=Any.pack(dns)
+    )
+    assert cluster.load_assignment is not None
+    cluster.load_assignment.endpoints[0].lb_endpoints += [
+        LbEndpoint(
+            endpoint=Endpoint(
+                address=Address(
+                    socket_address=SocketAddress(address=one.name, port_value=one.port or 0)
+                )
+            )
+        )
+        for one in names
+    ]
+
+
+def _resolver(servers: Sequence[str]) -> TypedExtensionConfig | None:
+    """None for those of /etc/resolv.conf."""
+    if not servers:
+        return None
+    return TypedExtensionConfig(
+        name="envoy.network.dns_resolver.cares",
+        typed_config=Any.pack(
+            CaresDnsResolverConfig(
+                resolvers=[socket_address(server) for server in dict.fromkeys(servers)]
+            )
+        ),
+    )
+
+
+def _engines_cluster() -> Cluster:
     return Cluster(
         name=ENGINES_CLUSTER,
         type=ClusterDiscoveryType.STATIC,
         connect_timeout=_CONNECT_TIME,
-        load_assignment=_assignment(ENGINES_CLUSTER, endpoints),
         load_balancing_policy=_policy(
             "override_host",
             OverrideHost(
@@ -187,7 +262,7 @@ def _file(path: Path) -> DataSource:
     return DataSource(filename=str(path.absolute()))
 
 
-def _assignment(cluster: str, addresses: list[str]) -> ClusterLoadAssignment:
+def _assignment(cluster: str, addresses: Sequence[str]) -> ClusterLoadAssignment:
     return ClusterLoadAssignment(
         cluster_name=cluster,
         endpoints=[

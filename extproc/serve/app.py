@@ -52,7 +52,7 @@ class App:
         self._known: dict[str, Pool] = {}
         self._models = Models(self._model_arrived, self.metrics)
         self.kv_events: KvEvents | None = None
-        self._engines = Engines(settings.log, self.metrics, self._emptied)
+        self._engines = Engines(settings, self.metrics, self._emptied)
         # Requests that come while the models are loaded are routed by load.
         self.pools = [self._configured(listed) for listed in settings.pools]
         self._lookup = Pools(self.pools, settings.pool_header)

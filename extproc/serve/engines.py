@@ -7,14 +7,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
-from extproc.config import Log, Scraping
+from extproc.config import Config, Scraping
 from extproc.engines import Instance
 from extproc.engines.discovery import Discovery, discovery_of, follow
+from extproc.engines.endpoints_file import write_endpoints
 from extproc.engines.metrics import Scraper, merge, read_page
 from extproc.serve.pool import Pool
-from extproc.telemetry import Metrics
+from extproc.telemetry import LogOnce, Metrics
 from extproc.terms import InstanceId
 
 logger = logging.getLogger("homing.engines")
@@ -39,18 +41,21 @@ class _Following:
 class Engines:
     """Discovers and scrapes the engines of all pools.
 
-    log: whose etcd a discovery in etcd uses. emptied: told when the metrics of an instance say that
-    its cache was emptied.
+    emptied: told when the metrics of an instance say that its cache was emptied.
     """
 
     def __init__(
         self,
-        log: Log,
+        settings: Config,
         metrics: Metrics,
         emptied: Callable[[Pool, InstanceId], None],
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._log = log
+        self._log = settings.log
+        self._file = settings.endpoints_file
+        self._changed = asyncio.Event()
+        self._writing: asyncio.Future[None] | None = None
+        self._once = LogOnce(logger)
         self._metrics = metrics
         self._emptied = emptied
         self._clock = clock
@@ -65,6 +70,8 @@ class Engines:
         After the first `take`.
         """
         self._scraping = asyncio.ensure_future(self._scraper.run())
+        if self._file is not None:
+            self._writing = asyncio.ensure_future(self._write(self._file))
         firsts = [asyncio.ensure_future(one.first.wait()) for one in self._following.values()]
         if firsts:
             await asyncio.wait(firsts, timeout=FIRST_LIST_S)
@@ -91,7 +98,7 @@ class Engines:
     async def stop(self) -> None:
         """End all tasks."""
         tasks = [one.task for one in self._following.values()]
-        tasks += [self._scraping] if self._scraping is not None else []
+        tasks += [one for one in (self._scraping, self._writing) if one is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -112,6 +119,18 @@ class Engines:
         task = asyncio.ensure_future(follow(pool.name, discovery, listed, errors.inc))
         return _Following(pool, _discovery_settings(pool), first, task)
 
+    async def _write(self, file: Path) -> None:
+        """Write the endpoints of all pools for Envoy, after each change, for ever."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            endpoints = [one.endpoint for pool in self._pools for one in pool.instances]
+            try:
+                await asyncio.to_thread(write_endpoints, file, endpoints)
+            except OSError as error:
+                self._metrics.errors.labels("endpoints_file").inc()
+                self._once.warning(str(error), "endpoints_file: %s", error)
+
     def _watch(self) -> None:
         """Scrape the pages of all instances there are; one page can be several instances'."""
         pages: dict[str, _Page] = {}
@@ -124,6 +143,7 @@ class Engines:
                     )
                     page.add(pool, instance)
         self._scraper.watch(list(pages.values()))
+        self._changed.set()
 
 
 class _Page:
