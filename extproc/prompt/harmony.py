@@ -10,23 +10,32 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from xxhash import xxh3_128_digest
+
 from extproc.errors import Unroutable
 from extproc.prompt.dialects import chat_messages, tools_of
 from extproc.prompt.ids import pack_ids
+from extproc.prompt.memo import Memo
 from extproc.prompt.normalise import normalise_tools
 from extproc.prompt.types import Chat, Dialect, Json
 from extproc.terms import TokenIds
 
 _EFFORTS = ("low", "medium", "high")
 
+_MESSAGE_BYTES = 250
+"""About what a known message takes besides its ids."""
+
 
 class Harmony:
     """Chats of a gpt-oss model → ids. Thread-safe. Raises ImportError without the extra.
 
+    A prompt is its messages' ids one after another, so those of known messages are not made again.
+
     now: the engine's clock; the date is part of every prompt.
+    memo_bytes: the bound of the ids that are kept.
     """
 
-    def __init__(self, now: Callable[[], datetime]) -> None:
+    def __init__(self, now: Callable[[], datetime], memo_bytes: int) -> None:
         import openai_harmony
 
         self._lib = openai_harmony
@@ -34,14 +43,18 @@ class Harmony:
         self._encoding = openai_harmony.load_harmony_encoding(
             openai_harmony.HarmonyEncodingName.HARMONY_GPT_OSS
         )
-        self._config = openai_harmony.RenderConversationConfig(auto_drop_analysis=False)
         self._start, self._channel, self._constrain, self._message = (
             self._encoding.encode(token, allowed_special="all")[0]
             for token in ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>")
         )
+        opening = self._encoding.encode("<|start|>assistant", allowed_special="all")
+        self._opening = pack_ids(opening)
+        self._known: Memo[bytes, TokenIds] = Memo(memo_bytes)
 
-    memo_size = 0
-    """Nothing is remembered."""
+    @property
+    def memo_size(self) -> int:
+        """About how many bytes are kept now."""
+        return self._known.size
 
     def encode_chat(self, chat: Chat, merges_system: bool, whole: bool = True) -> TokenIds:
         """The ids of a chat's prompt. Raises Unroutable where vLLM refuses it too.
@@ -52,9 +65,9 @@ class Harmony:
         try:
             if chat.dialect is Dialect.RESPONSES:
                 items = chat.messages.decoded()
-                return pack_ids(self._ids(chat, items, chat.system, self._of_items))
+                return self._ids(chat, items, chat.system, self._of_items)
             messages = chat_messages(chat, merges_system)
-            return pack_ids(self._ids(chat, messages, None, self._of_messages))
+            return self._ids(chat, messages, None, self._of_messages)
         except Unroutable:
             raise
         except Exception as error:  # the library's own types refuse what they cannot hold
@@ -66,7 +79,7 @@ class Harmony:
         messages: list[Json],
         instructions: str | None,
         convert: Callable[[list[Json]], Iterable[Any]],
-    ) -> list[int]:
+    ) -> TokenIds:
         """instructions: None where they may be the first of the messages."""
         if instructions is None and messages and _role(messages[0]) in ("system", "developer"):
             instructions, messages = _flat(messages[0].get("content")), messages[1:]
@@ -78,11 +91,19 @@ class Harmony:
         if instructions or tools:
             rendered.append(self._developer(instructions, tools))
         rendered += convert(messages)
-        conversation = self._lib.Conversation.from_messages(_without_old_analysis(rendered))
-        ids = self._encoding.render_conversation_for_completion(
-            conversation, self._lib.Role.ASSISTANT, config=self._config
-        )
-        return self._with_plain_headers(list(ids))
+        options = self._lib.RenderOptions(conversation_has_function_tools=bool(tools))
+        ids = [self._render(message, options) for message in _without_old_analysis(rendered)]
+        return TokenIds(b"".join([*ids, self._opening]))
+
+    def _render(self, message: Any, options: Any) -> TokenIds:
+        """The ids of one message; all that the library is told of the others is in the options."""
+        has_tools: bool = options.conversation_has_function_tools
+        key = xxh3_128_digest(message.to_json().encode()) + bytes((has_tools,))
+        ids = self._known.get(key)
+        if ids is None:
+            ids = pack_ids(self._with_plain_header(self._encoding.render(message, options)))
+            self._known.put(key, ids, _MESSAGE_BYTES + len(ids))
+        return ids
 
     def _system(self, effort: str | None) -> Any:
         content = self._lib.SystemContent.new()
@@ -199,42 +220,30 @@ class Harmony:
         )
         return [self._lib.TextContent(text=part.get("text", "")) for part in parts]
 
-    def _with_plain_headers(self, ids: list[int]) -> list[int]:
-        """Headers of calls as gpt-oss knows them (`_use_legacy_tool_call_headers`).
+    def _with_plain_header(self, ids: list[int]) -> list[int]:
+        """The header of a call as gpt-oss knows it (`_use_legacy_tool_call_headers`).
 
         The library writes `assistant`, channel, `commentary to=x `, constrain, `json`; vLLM makes
         that `assistant to=x`, channel, `commentary json`.
         """
-        result: list[int] = []
-        at = 0
-        for _ in range(ids.count(self._start)):
-            start = ids.index(self._start, at)
-            header = self._call_header(ids, start)
-            plain, end = ([self._start], start + 1) if header is None else header
-            result += [*ids[at:start], *plain]
-            at = end
-        return result + ids[at:]
-
-    def _call_header(self, ids: list[int], at: int) -> tuple[list[int], int] | None:
-        """The plain form of the call's header that begins at `at`, and where it ends."""
         try:
-            end = ids.index(self._message, at)
-            channel = ids.index(self._channel, at, end)
+            end = ids.index(self._message)
+            channel = ids.index(self._channel, 0, end)
             constrain = ids.index(self._constrain, channel, end)
         except ValueError:
-            return None
+            return ids
         decode = self._encoding.decode
         # Else the library compiles a pattern of all special tokens for each call: 6 ms.
         encode = partial(self._encoding.encode, disallowed_special=())
-        author = decode(ids[at + 1 : channel])
+        author = decode(ids[1:channel])
         name, to, recipient = decode(ids[channel + 1 : constrain]).partition(" to=")
         kind = decode(ids[constrain + 1 : end])
-        if author != "assistant" or not (to and name and kind) or recipient.strip() == "":
-            return None
+        if author != "assistant" or not (to and name and kind and recipient.strip()):
+            return ids
         if not recipient.endswith(" "):
-            return None
+            return ids
         plain = [self._start, *encode(f"assistant to={recipient[:-1]}"), self._channel]
-        return [*plain, *encode(f"{name} {kind}"), self._message], end + 1
+        return [*plain, *encode(f"{name} {kind}"), *ids[end:]]
 
 
 def _role(message: Mapping[str, Json]) -> str:

@@ -120,7 +120,7 @@ class ServedModel:
             if own is not None:
                 texts = chats = Mistral(own, memo_bytes)
             else:
-                chats = Harmony(now) if is_gpt_oss(tokenizer) else None
+                chats = Harmony(now, memo_bytes) if is_gpt_oss(tokenizer) else None
                 texts = Tokenizer(tokenizer / "tokenizer.json")
         except ImportError:
             extra = "harmony" if own is None else "mistral"

@@ -75,7 +75,7 @@ def test_chain_is_that_of_the_ids(gpt_oss: ServedModel) -> None:
 
 
 def test_date_is_the_engines() -> None:
-    dates = [Harmony(lambda now=now: now) for now in (day(), day().replace(day=25))]  # type: ignore[misc]
+    dates = [Harmony(lambda now=now: now, 0) for now in (day(), day().replace(day=25))]  # type: ignore[misc]
     first, second = (harmony.encode_chat(Chat.of(HELLO), merges_system=True) for harmony in dates)
     assert first != second
 
@@ -103,6 +103,33 @@ def test_items_that_vllm_refuses_are_left_to_load(
     with pytest.raises(Unroutable) as unroutable:
         gpt_oss.token_ids(parse_body("/v1/responses", body))
     assert unroutable.value.reason == reason
+
+
+def test_ids_of_known_messages_are_not_made_again(gpt_oss: ServedModel) -> None:
+    """And are the same: with tools and without, and where nothing is kept."""
+    forgetful = Harmony(day, 0)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    messages = []
+    for word in ("a", "b", "c"):
+        messages += [{"role": "user", "content": word}, {"role": "assistant", "content": word}]
+        for chat in (Chat.of(messages), Chat.of(messages, tools)):
+            (ids,) = gpt_oss.token_ids(Prompt(chat))
+            assert ids == forgetful.encode_chat(chat, merges_system=True)
+    rendered: list[object] = []
+    harmony = gpt_oss._chats
+    assert isinstance(harmony, Harmony)
+    render = harmony._encoding.render
+    harmony._encoding.render = lambda *args: rendered.append(args) or render(*args)
+    gpt_oss.token_ids(Prompt(Chat.of([*messages, {"role": "user", "content": "new"}])))
+    assert len(rendered) == 1
+    assert gpt_oss.memo_size > 0 == forgetful.memo_size
+
+
+def test_what_is_kept_is_bounded() -> None:
+    harmony = Harmony(day, 5_000)
+    for number in range(60):
+        harmony.encode_chat(Chat.of([{"role": "user", "content": f"{number} " * 20}]), True)
+        assert harmony.memo_size <= 5_000
 
 
 def test_effort_in_the_template_arguments_is_not_harmonys(gpt_oss: ServedModel) -> None:
