@@ -145,7 +145,8 @@ class KvEvents:
         self.contradicted(pool, [fact for fact in facts if _source(fact) is Source.EVENT])
 
     def _start(self, followed: _Followed, pool: Pool) -> _Follower:
-        fold = Fold(followed.instance, followed.block_size, _root(followed))
+        find_parent = partial(pool.routed.parent_of, followed.instance)
+        fold = Fold(followed.instance, followed.block_size, _root(followed), find_parent)
         stream = Stream(
             fold,
             replayable=followed.address.replay is not None,

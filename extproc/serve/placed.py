@@ -104,6 +104,9 @@ class Placed:
             _expected(self.instance, chain.keys, depth.gpu, self.tenant) for chain, depth in known
         ]
         self.pool.expect([chain for chain, _ in known], self._asserted, self.secret)
+        if self.pool.config.events is not None and self.instance not in self.pool.assured:
+            for chain, _ in known:
+                self.pool.routed.add(self.instance, chain.keys)
 
     def _retract(self) -> None:
         """Take back what the index did not know before the pick."""

@@ -16,6 +16,7 @@ from extproc.routing import POLICIES, InstanceView, LoadLedger, Policy, PoolView
 from extproc.serve.digests import Digests
 from extproc.serve.expectations import Expectations
 from extproc.serve.roster import Roster
+from extproc.serve.routed import Routed
 from extproc.terms import KEY_BYTES, InstanceId, PackedKeys
 
 NEVER = 1 << 62
@@ -45,7 +46,7 @@ class Pool:
     secret: part of every root seed, so that a client cannot compute keys; the log's, once that
         knows it. roster: None until `enrol`. pending: own picks that the index does not have yet.
     expectations: what picks asserted and events may confirm. assured: instances whose events say
-        all that they hold.
+        all that they hold. routed: prompts of late, for the others.
     """
 
     config: configuration.Pool
@@ -63,6 +64,7 @@ class Pool:
     members: Members = field(default_factory=Members)
     expectations: Expectations = field(default_factory=Expectations)
     assured: frozenset[InstanceId] = frozenset()
+    routed: Routed = field(default_factory=Routed)
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     roster: Roster | None = None
     _shared: bytes | None = None

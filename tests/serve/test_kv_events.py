@@ -57,11 +57,15 @@ class Running:
 
     async def answer(self, words: str, **more: Any) -> int:
         """Let the engine answer a chat; its cached tokens."""
-        async with self.http.post(
-            f"{self.url}/v1/chat/completions", data=chat(words, max_tokens=40, **more)
-        ) as answer:
-            usage = (await answer.json())["usage"]
-        return int(usage["prompt_tokens_details"]["cached_tokens"])
+        return await answered(self.http, self.url, words, **more)
+
+
+async def answered(http: aiohttp.ClientSession, url: str, words: str, **more: Any) -> int:
+    """Let an engine answer a chat; its cached tokens."""
+    data = chat(words, max_tokens=40, **more)
+    async with http.post(f"{url}/v1/chat/completions", data=data) as answer:
+        usage = (await answer.json())["usage"]
+    return int(usage["prompt_tokens_details"]["cached_tokens"])
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -209,6 +213,23 @@ async def test_while_the_stream_is_live_the_capacity_is_only_a_bound() -> None:
         true = len(one.engine.cache._copies)
         await until(lambda: one.held == true)
         assert one.pool.index.stats().evicted == {}
+
+
+async def test_an_engine_without_a_history_is_learnt_from_what_is_routed_to_it() -> None:
+    ports = _free_ports(3)
+    async with engine_serving(engine_at(*ports)) as engine, aiohttp.ClientSession() as http:
+        await answered(http, engine.url, LONG)
+        async with serving(settings(ports[0], ports[1], None)) as (app, channel):
+            one = Running(app, channel, engine.engine, http, engine.url)
+            streams = {"pool": "test", "state": "partial"}
+            await until(lambda: sample(app, "homing_event_streams", **streams) == 1)
+            exchange = await one.routed(chat(LONG + "And then?" * 40))
+            expected = one.held
+            await one.answer(LONG + "And then?" * 40)
+            await exchange.end()
+            # The answer is held too, which no pick expected: its parents were found.
+            await until(lambda: one.held > expected)
+            assert sample(app, "homing_event_blocks_skipped_total", pool="test") == 0
 
 
 async def test_where_the_stream_breaks_the_capacity_counts_again() -> None:
