@@ -178,7 +178,10 @@ def _responses(fields: Body) -> Chat | Plain:
 
 
 def _completion(fields: Body) -> Plain:
-    """vLLM 0.32.0, openai/completion/protocol.py; `suffix` is not part of its prompt."""
+    """vLLM 0.32.0, openai/completion/protocol.py."""
+    if fields.get("suffix") is not None:
+        # Refused, or put around the prompt by a renderer of the model's own.
+        raise Unroutable("suffix")
     prompt = fields.get("prompt")
     if prompt is None:
         raise Unroutable("no_prompt")

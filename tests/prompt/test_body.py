@@ -93,6 +93,8 @@ def test_body_that_no_engine_accepts_is_400(path: str, body: bytes, where: str) 
         (CHAT, b'{"messages": [], "chat_template_kwargs": 1}', "chat_template_kwargs_invalid"),
         (COMPLETIONS, b'{"model": "m"}', "no_prompt"),
         (COMPLETIONS, b'{"model": "m", "prompt": null}', "no_prompt"),
+        (COMPLETIONS, b'{"model": "m", "prompt": "a", "suffix": "b"}', "suffix"),
+        (COMPLETIONS, b'{"model": "m", "prompt": "a", "suffix": ""}', "suffix"),
         (COMPLETIONS, b'{"model": "m", "prompt": []}', "empty_prompt"),
         (COMPLETIONS, b'{"model": "m", "prompt": [-1]}', "token_ids_invalid"),
         (COMPLETIONS, b'{"model": "m", "prompt": [1, 4294967296]}', "token_ids_invalid"),

@@ -218,7 +218,13 @@ def test_template_of_a_request_is_rendered_where_it_is_trusted() -> None:
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
-@pytest.mark.parametrize("parts", [[IMAGE], [{"type": "text", "text": "see"}, IMAGE]])
+SOUND = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
+
+
+@pytest.mark.parametrize(
+    "parts", [[IMAGE], [{"type": "text", "text": "see"}, IMAGE], [SOUND], [VIDEO, SOUND]]
+)
 def test_chain_ends_before_the_first_image(qwen3: ServedModel, parts: list[object]) -> None:
     before = [
         {"role": "system", "content": "rules " * 100},
