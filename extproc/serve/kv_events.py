@@ -14,6 +14,7 @@ from extproc.engines import Instance
 from extproc.engines.events import Address, EventReader, Fold, Root, Stream, Subscription
 from extproc.index import Cleared, Dropped, Fact, Held, Joined, Source
 from extproc.prompt import root_seed
+from extproc.serve.expectations import Expectations
 from extproc.serve.pool import Pool
 from extproc.telemetry import LogOnce, Metrics
 from extproc.terms import BlockKey, Endpoint, InstanceId
@@ -25,6 +26,10 @@ TICK_S: Final = 0.25
 
 QUIET_S: Final = 1.0
 """So long nobody else must have said anything of an instance before its events are told anew."""
+
+OTHERS_S: Final = 600.0
+"""After so long who reads an instance lets expire what another replica's pick expected there: that
+replica does it by itself, unless it is gone."""
 
 STATES: Final = ("down", "catching_up", "partial", "live")
 
@@ -73,7 +78,8 @@ class KvEvents:
         self._pools = pools
         self._metrics = metrics
         self._reader = EventReader()
-        self._overhears: set[str] = set()
+        self._overhears: dict[str, Expectations] = {}
+        """By pool, what other replicas' picks expect of the instances that are read here."""
         self._assured: dict[str, frozenset[InstanceId]] = {}
         self._followers: dict[_Followed, _Follower] = {}
         self._once = LogOnce(logger)
@@ -136,13 +142,20 @@ class KvEvents:
             self._reader.unsubscribe(self._followers.pop(followed).subscription)
         for followed, pool in wanted.items():
             if pool.name not in self._overhears:
-                self._overhears.add(pool.name)
+                self._overhears[pool.name] = Expectations()
                 pool.log.overhear(pool.name, partial(self._overheard, pool.name))
             if followed not in self._followers:
                 self._followers[followed] = self._start(followed, pool)
 
     def _overheard(self, pool: str, facts: Sequence[Fact]) -> None:
         self.contradicted(pool, [fact for fact in facts if _source(fact) is Source.EVENT])
+        picks = [fact for fact in facts if type(fact) is Held and fact.source is Source.PICK]
+        if picks:
+            read = {one.instance for one in self._followers if one.pool == pool}
+            for fact in picks:
+                if fact.keys and fact.instance in read:
+                    due = monotonic() + OTHERS_S
+                    self._overhears[pool].add(fact.instance, fact.keys, due)
 
     def _start(self, followed: _Followed, pool: Pool) -> _Follower:
         find_parent = partial(pool.routed.parent_of, followed.instance)
@@ -172,6 +185,8 @@ class KvEvents:
 
     def _expire(self, pool: Pool, now: float) -> None:
         facts = pool.expectations.expired(now, pool.assured.__contains__)
+        if pool.name in self._overhears:
+            facts += self._overhears[pool.name].expired(now, pool.assured.__contains__)
         if facts:
             self._metrics.expired.labels(pool.name).inc(len(facts))
             pool.append(facts)

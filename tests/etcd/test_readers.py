@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from time import monotonic
 
 import aiohttp
 import pytest
@@ -177,6 +178,23 @@ async def test_the_replica_that_picked_lets_expire_what_another_reads(etcd: Clus
             await ready(lambda: blocks(one) > 20 and blocks(two) > 20)
             await exchange.end()
             await ready(lambda: blocks(one) == blocks(two) == 0)
+
+
+async def test_what_a_replica_expected_that_is_gone_expires_all_the_same(etcd: Cluster) -> None:
+    ports = _free_ports(3)
+    log = Settings(kind="etcd", endpoints=tuple(etcd.endpoints))
+    shared = settings(*ports).model_copy(update={"log": log})
+    async with engine_serving(engine_at(*ports)), serving(shared) as (app, _):
+        await ready(lambda: A in app.pools[0].assured)
+        async with another(etcd, "test") as gone:
+            keys = PackedKeys(bytes(range(16)))
+            gone.append("test", [Held(A, Tier.GPU, NO_BLOCK, keys, Source.PICK)])
+            await ready(lambda: blocks(app) == 2)
+        assert app.kv_events is not None
+        app.kv_events.tick(monotonic())
+        assert blocks(app) == 2
+        app.kv_events.tick(monotonic() + 601)
+        await ready(lambda: blocks(app) == 0)
 
 
 async def test_what_a_reader_that_lost_its_place_still_says_is_told_anew(etcd: Cluster) -> None:

@@ -229,7 +229,8 @@ async def test_an_engine_without_a_history_is_learnt_from_what_is_routed_to_it()
             await exchange.end()
             # The answer is held too, which no pick expected: its parents were found.
             await until(lambda: one.held > expected)
-            assert sample(app, "homing_event_blocks_skipped_total", pool="test") == 0
+            unknown = {"pool": "test", "reason": "unknown_parent"}
+            assert sample(app, "homing_event_blocks_skipped_total", **unknown) == 0
 
 
 async def test_where_the_stream_breaks_the_capacity_counts_again() -> None:
