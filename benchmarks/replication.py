@@ -331,7 +331,7 @@ async def etcd(members: int) -> AsyncIterator[tuple[list[Process], list[str]]]:
                 await asyncio.to_thread(process.wait_ready, deadline)
             yield processes, [f"{HOST}:{client}" for client in clients]
         finally:
-            stop(processes, 5.0)
+            stop(processes, 1.0)
 
 
 def etcd_puts(endpoint: str) -> float:
