@@ -180,7 +180,7 @@ def read_number(message: ProcessingRequest, name: str) -> int | None:
     """A whole number among the attributes; None if absent or no such number."""
     for attributes in message.attributes.values():
         value = attributes.fields.get(name)
-        if value is not None:
+        if value is not None and value.HasField("number_value"):
             number = value.number_value
             return int(number) if 0 <= number < 2**53 else None
     return None

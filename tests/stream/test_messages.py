@@ -12,6 +12,7 @@ from extproc.stream.messages import (
     build_streamed,
     read_flags,
     read_headers,
+    read_outcome,
     read_served,
     read_subset,
 )
@@ -148,6 +149,24 @@ def test_an_empty_served_value_falls_back_to_the_attribute() -> None:
     assert read_served(message) is None
     message.attributes["any.filter"].update({"upstream.address": "10.0.0.1:8000"})
     assert read_served(message) == "10.0.0.1:8000"
+
+
+def test_what_the_proxy_says_of_an_answer_is_read_as_numbers() -> None:
+    message = ProcessingRequest()
+    assert read_outcome(message) == (0, None)
+    told = message.attributes["any.filter"]
+    told.update({"upstream.request_attempt_count": 3, "response.flags": 32})
+    assert read_outcome(message) == (3, 32)
+    told.update({"upstream.request_attempt_count": 1, "response.flags": 0})
+    assert read_outcome(message) == (1, 0)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -1.0, 1e300, "3", True, None])
+def test_what_is_no_number_of_attempts_is_none(odd: object) -> None:
+    message = ProcessingRequest()
+    told = message.attributes["any.filter"]
+    told.update({"upstream.request_attempt_count": odd, "response.flags": odd})
+    assert read_outcome(message) == (0, None)
 
 
 def _pieces(chunks: list[bytes], body: bytes) -> list[proxy.Answer]:
