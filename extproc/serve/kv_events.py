@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from pathlib import Path
 from time import monotonic
 from typing import Final
 
@@ -30,6 +32,13 @@ QUIET_S: Final = 1.0
 OTHERS_S: Final = 600.0
 """After so long who reads an instance lets expire what another replica's pick expected there: that
 replica does it by itself, unless it is gone."""
+
+GRACE_S: Final = 15.0
+"""So long after its stream was live the index keeps more of an instance than its capacity: it would
+evict, in an order of its own, what is still there when the connection is back a moment later."""
+
+AGAIN_S: Final = 30.0
+"""After a fault of ours in an instance's events, they are read from the start after so long."""
 
 STATES: Final = ("down", "catching_up", "partial", "live")
 
@@ -58,6 +67,10 @@ class _Follower:
     pool: Pool
     subscription: Subscription
     counted: dict[str, Counter[str]] = field(default_factory=dict)
+    live_at: float = float("-inf")
+    """When its stream was live last."""
+    failed: float | None = None
+    """When a fault of ours ended it; None if none did."""
     disputed: float | None = None
     """When somebody else last said something of the instance; None if that was answered."""
 
@@ -119,15 +132,29 @@ class KvEvents:
     def tick(self, now: float) -> None:
         """See who is to be followed, let expire what is due, and count. now: monotonic seconds."""
         pools = list(self._pools())
+        self._begin_anew(now)
         self._follow(pools)
         for follower in self._followers.values():
             if follower.disputed is not None and now - follower.disputed >= QUIET_S:
                 follower.disputed = None
                 self._reader.do(follower.subscription, follower.stream.restate)
         for pool in pools:
-            self._assure(pool)
+            self._assure(pool, now)
             self._expire(pool, now)
         self._count(pools)
+
+    def _begin_anew(self, now: float) -> None:
+        """Start again, after a while, what a fault of ours has ended."""
+        for followed, follower in list(self._followers.items()):
+            fault = follower.subscription.fault
+            if fault is not None and follower.failed is None:
+                follower.failed = now
+                self._metrics.errors.labels("kv_events").inc()
+                frame = traceback.extract_tb(fault.__traceback__)[-1]
+                place = f"{Path(frame.filename).name}:{frame.lineno}"
+                self._once.warning(place, "KV events: %s at %s", type(fault).__name__, place)
+            elif follower.failed is not None and now - follower.failed >= AGAIN_S:
+                del self._followers[followed]
 
     def _follow(self, pools: Sequence[Pool]) -> None:
         wanted = {
@@ -168,20 +195,26 @@ class KvEvents:
         )
         return _Follower(pool, self._reader.subscribe(followed.address, stream, pool.append))
 
-    def _assure(self, pool: Pool) -> None:
-        """Where events say what an instance holds, its capacity is only a bound."""
-        live = frozenset(
-            followed.instance
-            for followed, follower in self._followers.items()
-            if follower.pool is pool and follower.stream.live
-        )
+    def _assure(self, pool: Pool, now: float) -> None:
+        """Where events say what an instance holds, its capacity is only a bound.
+
+        Before it was, the index may have forgotten some of it: then it is told again.
+        """
+        own = {f.instance: one for f, one in self._followers.items() if one.pool is pool}
+        for follower in own.values():
+            if follower.stream.live:
+                follower.live_at = now
+        live = frozenset(name for name, one in own.items() if now - one.live_at < GRACE_S)
         if live != self._assured.get(pool.name, frozenset()):
             self._assured[pool.name] = live
             pool.log.assure(pool.name, live)
         assured = pool.log.assured(pool.name)
         if assured != pool.assured:
+            new = assured - pool.assured
             pool.assured = assured
             pool.enrol()
+            for name in new & own.keys():
+                self._reader.do(own[name].subscription, own[name].stream.fold.restate)
 
     def _expire(self, pool: Pool, now: float) -> None:
         facts = pool.expectations.expired(now, pool.assured.__contains__)

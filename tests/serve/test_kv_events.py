@@ -9,14 +9,17 @@ from typing import Any
 
 import aiohttp
 import grpc
+import pytest
 
 from extproc.config import Config, Events, Instance
 from extproc.demo.engine import EngineSettings
 from extproc.demo.engine import serving as engine_serving
 from extproc.demo.scheduler import VirtualEngine
 from extproc.demo.stack import _free_ports
-from extproc.index import Cleared, Held, Source, Tier
+from extproc.engines.events import Fold
+from extproc.index import Capacity, Cleared, Held, Source, Tier
 from extproc.serve import App
+from extproc.serve.kv_events import GRACE_S
 from extproc.serve.pool import Pool
 from extproc.terms import NO_BLOCK, Endpoint, InstanceId, PackedKeys
 from tests.serve.proxy import LONG, MODEL, Exchange, ask, chat, config, endpoints, sample, serving
@@ -233,16 +236,52 @@ async def test_an_engine_without_a_history_is_learnt_from_what_is_routed_to_it()
             assert sample(app, "homing_event_blocks_skipped_total", **unknown) == 0
 
 
+async def test_a_fault_of_ours_ends_one_stream_which_is_begun_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running() as one:
+        with monkeypatch.context() as broken:
+            broken.setattr(Fold, "apply", lambda fold, event: 1 / 0)
+            await one.answer(LONG)
+            errors = "homing_internal_errors_total"
+            await until(lambda: sample(one.app, errors, where="kv_events") == 1)
+            assert one.held == 0
+        assert one.app.kv_events is not None
+        one.app.kv_events.tick(monotonic() + 60)
+        await until(lambda: one.held == len(one.engine.cache._copies))
+
+
+async def test_what_the_index_forgot_before_the_stream_was_live_it_is_told_again() -> None:
+    async with running() as one:
+        await one.answer(LONG)
+        true = len(one.engine.cache._copies)
+        await until(lambda: one.held == true)
+        assert one.app.kv_events is not None
+        # As if the stream had been down for long: the capacity counts, and here there is little.
+        one.pool.append([Capacity(A, Tier.GPU, 5)])
+        assert one.held == 5
+        one.pool.append([Capacity(A, Tier.GPU, BLOCKS)])
+        one.pool.assured = frozenset()
+        one.app.kv_events.tick(monotonic())
+        await until(lambda: one.held == true)
+
+
 async def test_where_the_stream_breaks_the_capacity_counts_again() -> None:
     ports = _free_ports(3)
-    async with serving(settings(*ports)) as (app, _):
+    async with serving(settings(*ports)) as (app, channel), aiohttp.ClientSession() as http:
         (pool,) = app.pools
         (instance,) = pool.index.instances()
         assert instance.limits[Tier.GPU] == BLOCKS
-        async with engine_serving(engine_at(*ports)):
+        async with engine_serving(engine_at(*ports)) as engine:
             await until(lambda: A in pool.assured)
             assert instance.limits[Tier.GPU] == 2 * BLOCKS
-        await until(lambda: A not in pool.assured)
+            await Running(app, channel, engine.engine, http, engine.url).answer(LONG)
+            await until(lambda: pool.index.held_blocks(A) == len(engine.engine.cache._copies))
+        down = {"pool": "test", "state": "down"}
+        await until(lambda: sample(app, "homing_event_streams", **down) == 1)
+        assert instance.limits[Tier.GPU] == 2 * BLOCKS  # it may be back in a moment
+        assert app.kv_events is not None
+        app.kv_events.tick(monotonic() + GRACE_S)
         assert instance.limits[Tier.GPU] == BLOCKS
 
 

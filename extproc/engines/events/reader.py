@@ -5,7 +5,6 @@ instance, in slices that are short beside a pick, and lets requests in between.
 """
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -22,8 +21,6 @@ from extproc.engines.events.stream import Request, Steps, Stream
 from extproc.engines.events.wire import END, Message, read_frames
 from extproc.errors import PeerViolation
 from extproc.index import Fact
-
-logger = logging.getLogger("homing.events")
 
 Append: TypeAlias = Callable[[Sequence[Fact]], None]
 
@@ -61,6 +58,8 @@ class Subscription:
         """What is being done."""
         self.due = False
         """Whether it is in the round of those that have work."""
+        self.fault: BaseException | None = None
+        """What ended it, other than `unsubscribe`: a fault of ours."""
         self.tasks: set[asyncio.Task[None]] = set()
         self.replay: asyncio.Task[None] | None = None
 
@@ -133,7 +132,11 @@ class EventReader:
                 until = perf_counter() + SLICE_S
                 while self._due:
                     subscription = self._due.popleft()
-                    subscription.due = self._step(subscription)
+                    try:
+                        subscription.due = self._step(subscription)
+                    except Exception as fault:  # one instance's, and the others go on
+                        subscription.due = False
+                        self._failed(subscription, fault)
                     if subscription.due:
                         self._due.append(subscription)
                     if perf_counter() >= until:
@@ -169,8 +172,19 @@ class EventReader:
     ) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         subscription.tasks.add(task)
-        task.add_done_callback(partial(_ended, subscription))
+        task.add_done_callback(partial(self._ended, subscription))
         return task
+
+    def _ended(self, subscription: Subscription, task: asyncio.Task[None]) -> None:
+        subscription.tasks.discard(task)
+        if not task.cancelled() and (fault := task.exception()):
+            self._failed(subscription, fault)
+
+    def _failed(self, subscription: Subscription, fault: BaseException) -> None:
+        subscription.fault = fault
+        self.unsubscribe(subscription)
+        for _ in subscription.stream.disconnected():
+            pass
 
     # Sockets
 
@@ -237,13 +251,6 @@ class EventReader:
         socket.reconnect_ivl = 100
         socket.reconnect_ivl_max = 2000
         return socket
-
-
-def _ended(subscription: Subscription, task: asyncio.Task[None]) -> None:
-    subscription.tasks.discard(task)
-    if not task.cancelled() and (fault := task.exception()):
-        events = subscription.address.events
-        logger.error("events of %s: %s: no more are read", events, type(fault).__name__)
 
 
 def _read(frames: Sequence[bytes], stream: Stream) -> Message | None:
