@@ -282,6 +282,24 @@ def test_what_a_crash_left_half_written_is_written_over(tmp_path: Path) -> None:
     assert not beside.exists()
 
 
+def test_it_takes_the_old_ones_place_only_when_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "homing.snapshot"
+    path.write_bytes(b"old")
+    synced: list[bytes] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(path.read_bytes()[:6])
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with FileWriter(path) as file:
+        file.commit()
+    assert synced == [b"old", b"homing"]  # the file's bytes first, then the folder's entry
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")

@@ -136,6 +136,15 @@ def test_every_piece_counts_whole_once_and_in_its_place() -> None:
     assert refusal([pieces[0], pieces[2], pieces[1], *pieces[3:]])
 
 
+def test_pieces_that_changed_places_are_noticed_whatever_is_in_them() -> None:
+    index = index_of(A, B)
+    for number in range(2_000):
+        index.apply(held(A, f"{number:04d}" + "x" * 60))
+    pieces = saved(index)
+    pieces[3], pieces[4] = pieces[4], pieces[3]
+    assert refusal(pieces) == "piece 3 is damaged"
+
+
 def test_what_is_foreign_is_named() -> None:
     pieces = saved(story())
     assert refusal(pieces, pool="q") == "of the pool 'p', not of 'q'"

@@ -13,6 +13,7 @@ from extproc.cli import main
 from extproc.demo.stack import _free_ports
 from extproc.index import Capacity, Held, Source, Tier
 from extproc.serve import App
+from extproc.serve import admin as admin_module
 from extproc.serve.admin import SLICE_PLACES, _is_local
 from extproc.serve.digests import EVERY, KEPT, Digests
 from extproc.terms import NO_BLOCK, InstanceId
@@ -190,6 +191,16 @@ async def test_what_a_web_page_could_send_clears_nothing(
             assert answer.status == status
         async with http.get(url) as answer:
             assert answer.status == 405
+        assert app.pools[0].index.held_blocks(InstanceId("a")) == 8
+
+
+async def test_another_machine_is_refused_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_module, "_is_local", lambda _: False)
+    async with replicas(1) as [(app, admin)]:
+        turn(app, "a", "a prompt")
+        status, _, err = await homing("index", "clear", "a", "--admin", admin)
+        assert status == 2
+        assert "403 only from the machine that Homing runs on" in err
         assert app.pools[0].index.held_blocks(InstanceId("a")) == 8
 
 
