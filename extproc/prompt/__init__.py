@@ -6,7 +6,7 @@ from extproc.prompt.ids import pack_ids, unpack_ids
 from extproc.prompt.modelname import FoundModel, answer_renamer, find_model
 from extproc.prompt.reportmode import without_report_mode
 from extproc.prompt.served import ServedModel
-from extproc.prompt.types import Chain, Chat, Plain, Prompt
+from extproc.prompt.types import Chain, Chat, Plain, Prompt, TooNew
 
 __all__ = [
     "Chain",
@@ -15,6 +15,7 @@ __all__ = [
     "Plain",
     "Prompt",
     "ServedModel",
+    "TooNew",
     "answer_renamer",
     "block_keys",
     "find_model",

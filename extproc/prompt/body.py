@@ -8,6 +8,7 @@ routed by load and the engine answers it.
 
 import re
 from collections.abc import Callable
+from math import inf
 from typing import NoReturn, TypeAlias
 
 from extproc.errors import BadRequest, PreviousResponse, Unroutable
@@ -49,17 +50,19 @@ def is_llm_path(path: str) -> bool:
     return _api(path) is not None
 
 
-def parse_body(path: str, body: bytes) -> Prompt:
+def parse_body(path: str, body: bytes, most_new: float = inf) -> Prompt:
     """Read the body of a POST to an LLM path.
 
-    Raises BadRequest by the rule above, and Unroutable where the tokens cannot be known.
+    most_new: bytes that may be read besides known messages.
+
+    Raises BadRequest by the rule above, Unroutable where the tokens cannot be known, and TooNew.
     The next turn of a known conversation costs only its new messages.
     """
     api = _api(path)
     if api is None:
         raise Unroutable("unknown_path")
     read, content_of = api
-    fields = read(body)
+    fields = read(body, most_new)
     _check_types(fields)
     content = content_of(fields)
     if fields.get("truncate_prompt_tokens") is not None:
@@ -200,7 +203,7 @@ def _not_generative(fields: Body) -> NoReturn:
     raise Unroutable("not_generative")
 
 
-_Api: TypeAlias = tuple[Callable[[bytes], Body], Callable[[Body], Chat | Plain]]
+_Api: TypeAlias = tuple[Callable[[bytes, float], Body], Callable[[Body], Chat | Plain]]
 
 _APIS: dict[str, _Api] = {
     "/v1/chat/completions": (_MESSAGES.read, _chat),

@@ -42,6 +42,8 @@ class Mistral:
     source = ""
     """There is no tokenizer.json."""
 
+    fast = False
+
     def __init__(self, file: Path, memo_bytes: int) -> None:
         from mistral_common.protocol.instruct import request
         from mistral_common.tokens.tokenizers import mistral

@@ -8,6 +8,7 @@ the ids of all of them, and for their block keys, and only pieces never seen are
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
@@ -15,6 +16,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 from extproc.prompt.beginnings import Beginnings, Marked
 from extproc.prompt.blocks import block_keys
 from extproc.prompt.memo import Memo
+from extproc.prompt.types import TooNew
 from extproc.stages import Stages
 from extproc.terms import KEY_BYTES, TOKEN_BYTES, BlockKey, PackedKeys, TokenIds
 
@@ -105,10 +107,14 @@ class PieceMemo:
         """About how many bytes are remembered now."""
         return self._nodes.size + self._starts.size
 
-    def extend(self, node: Node, text: bytes, block_size: int, stages: Stages) -> Node:
+    def extend(
+        self, node: Node, text: bytes, block_size: int, stages: Stages, most_new: float = inf
+    ) -> Node:
         """The prompt of `node` and this text after it; `node` must end where a piece does.
 
-        text: UTF-8. Raises Unroutable where the tokenizer fails.
+        text: UTF-8. most_new: characters that may be tokenized.
+
+        Raises Unroutable where the tokenizer fails, and TooNew.
         """
         with stages.stage("tokenize"):
             marked = None
@@ -119,6 +125,8 @@ class PieceMemo:
             digests = _digests(node.digest, pieces)
             first, node = self._longest(node, digests)
             fresh = [self._text(piece) for piece in pieces[first:]]
+            if sum(map(len, fresh)) > most_new:
+                raise TooNew
             ids = self._encode(fresh) if fresh else []
         with stages.stage("hash"):
             for digest, piece_ids in zip(digests[first:], ids, strict=True):

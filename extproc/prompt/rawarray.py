@@ -58,10 +58,10 @@ class RawArray:
         """Bytes of the items."""
         return self.ends[-1] - self.starts[0] if self.ends else 0
 
-    @property
-    def new_size(self) -> int:
-        """Bytes of the items that no earlier body had."""
-        return self.size - (self.ends[self._known - 1] - self.starts[0] if self._known else 0)
+    def sizes(self, indices: Iterable[int]) -> int:
+        """Bytes of these items."""
+        starts, ends = self.starts, self.ends
+        return sum([ends[i] - starts[i] for i in indices])
 
     def decoded(self, indices: Iterable[int] | None = None) -> list[Json]:
         """The values of these items, or of all."""

@@ -9,6 +9,8 @@ import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+from math import inf
 from typing import TypeVar
 
 import msgspec
@@ -16,6 +18,7 @@ import msgspec
 from extproc.errors import BadRequest, HomingError, Unroutable
 from extproc.prompt.beginnings import Beginnings, Marked
 from extproc.prompt.rawarray import Json, RawArray
+from extproc.prompt.types import TooNew
 
 _MIN_REMEMBERED = 32 << 10
 """Bytes of the shortest body that is worth remembering."""
@@ -24,6 +27,17 @@ _BEGINNING_BYTES = 400
 """About what one known beginning takes, without the positions of its items."""
 
 _MEMO_BYTES = 32 << 20
+
+_ITEM_BYTES = 16
+"""What an item counts at least where new bytes are counted: empty ones take their time too."""
+
+_FIELD_SHARE = 4
+"""Bytes of fields beside the array are skipped, not read: so many count as one."""
+
+_MAX_FIELDS = 1_000
+
+_MAX_ARRAYS = 8
+"""Fields of the array's name, at any depth, that are looked at to find the right one."""
 
 _OPEN = re.compile(rb"\s*\{\s*")
 _KEY = re.compile(rb'"([^"\\]*)"\s*:\s*')
@@ -87,18 +101,22 @@ class BodyReader:
         self._decode_array = msgspec.json.Decoder(only).decode
         self._known: Beginnings[_Beginning] = Beginnings(memo_bytes)
 
-    def read(self, body: bytes) -> Body:
+    def read(self, body: bytes, most_new: float = inf) -> Body:
         """The body's fields and, where `name` holds an array, its items.
 
-        Raises BadRequest where the body is not a JSON object or an item of the array is none, and
-        Unroutable where only some engines can read it.
+        most_new: bytes that may be read besides a known beginning.
+
+        Raises BadRequest where the body is not a JSON object or an item of the array is none,
+        Unroutable where only some engines can read it, and TooNew.
         """
         if len(body) < _MIN_REMEMBERED:
+            _check_new(len(body), most_new)
             return self._read_all(body)
         text = Marked(body)
         found = self._known.find(text)
-        read = self._read_after(body, *found) if found else None
+        read = self._read_after(body, *found, most_new) if found else None
         if read is None:
+            _check_new(len(body), most_new)
             read = self._read_all(body)
         if read.items:
             self._remember(text, read.items)
@@ -108,11 +126,11 @@ class BodyReader:
         raws = _judged(body, self._decode_items)
         if raws is None:
             return read_fields(body)
-        for found in self._find.finditer(body):
+        for found in islice(self._find.finditer(body), _MAX_ARRAYS):
             read = self._cut(body, found.end(), raws)
             if read is not None:
                 return read
-        raise Unroutable("json_dialect", f"{self._name} twice, or its name with escapes")
+        raise Unroutable("json_dialect", f"{self._name} too often, or its name with escapes")
 
     def _decode_items(self, body: bytes) -> list[msgspec.Raw] | None:
         """The array's items; None where there is no array."""
@@ -145,7 +163,9 @@ class BodyReader:
             return None
         return Body(fields, RawArray(body, starts, ends))
 
-    def _read_after(self, body: bytes, size: int, known: _Beginning) -> Body | None:
+    def _read_after(
+        self, body: bytes, size: int, known: _Beginning, most_new: float
+    ) -> Body | None:
         """The body, of which `size` bytes are not read again; None where that cannot be done."""
         comma = _COMMA.match(body, size)
         resumed = comma.end() if comma else size
@@ -153,9 +173,11 @@ class BodyReader:
             return None
         short = body[: known.array_start] + body[resumed:]
         moved = len(body) - len(short)
+        _check_new(len(short) // _FIELD_SHARE, most_new)
         try:
             _check_utf8(short)
             raws = self._decode_items(short)
+            _check_new(sum(max(len(raw), _ITEM_BYTES) for raw in raws or ()), most_new)
             read = None if raws is None else self._cut(short, known.array_start, raws)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, HomingError):
             return None  # to be judged as a whole
@@ -177,8 +199,9 @@ class BodyReader:
             self._known.put(text, size, known, _BEGINNING_BYTES + 16 * len(items.ends))
 
 
-def read_fields(body: bytes) -> Body:
+def read_fields(body: bytes, most_new: float = inf) -> Body:
     """A body of which no array is cut. Raises as `BodyReader.read` does."""
+    _check_new(len(body), most_new)
     try:
         return Body(_judged(body, lambda body: _unique(body, _decode_fields(body))), None)
     except msgspec.ValidationError:
@@ -207,6 +230,11 @@ def _judged(body: bytes, decode: Callable[[bytes], _T]) -> _T:
     raise Unroutable("json_dialect")
 
 
+def _check_new(size: int, most: float) -> None:
+    if size > most:
+        raise TooNew
+
+
 def _check_utf8(body: bytes) -> None:
     if not body.isascii():
         body.decode()
@@ -214,6 +242,8 @@ def _check_utf8(body: bytes) -> None:
 
 def _unique(body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     """The fields of the object `body`, of which each is there once."""
+    if len(fields) > _MAX_FIELDS:
+        raise Unroutable("json_dialect", "too many fields")
     at = _OPEN.match(body).end()  # type: ignore[union-attr]
     for _ in fields:
         key = _KEY.match(body, at)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -20,7 +21,7 @@ from extproc.prompt.template import ChatTemplate
 from extproc.prompt.tokenizer import PROBE, TextTokenizer, Tokenizer
 from extproc.prompt.trials import trial_chats
 from extproc.prompt.turns import CHECKS, Counts, TurnMemo
-from extproc.prompt.types import Chain, Chat, Prompt
+from extproc.prompt.types import Chain, Chat, Prompt, TooNew
 from extproc.stages import Stages
 from extproc.terms import NO_BLOCK, TOKEN_BYTES, BlockKey, TokenIds
 
@@ -29,11 +30,13 @@ _T = TypeVar("_T")
 _MEMO_BYTES = 256 << 20
 """Of which half is for pieces and half for turns."""
 
-
 _TRIAL_BLOCK = 16
 
 _MOST_OPENING = 4 * TOKEN_BYTES
 """Ids that a tokenizer puts before a prompt; one, where there are any, in all that are known."""
+
+_SLOWER = 8
+"""How much longer others take than `fastokens`."""
 
 _MEDIA = "HOMING:MEDIUM"
 """Marks where the first medium is; that a client writes it too only makes its chain shorter."""
@@ -169,29 +172,47 @@ class ServedModel:
         )
 
     def encode(
-        self, prompt: Prompt, root: BlockKey, block_size: int, stages: Stages
+        self,
+        prompt: Prompt,
+        root: BlockKey,
+        block_size: int,
+        stages: Stages,
+        most_new: float = inf,
     ) -> tuple[Chain, ...]:
         """The chain of block keys of each prompt of the request, all starting at `root`.
 
+        most_new: bytes that may be rendered, and as many tokenized: what is not known already.
+            With a slow tokenizer, some of them.
+
         Records the stages render, tokenize, hash and remember. Raises Unroutable where template or
-        tokenizer fail. The next turn of a known conversation costs only what is new in it.
+        tokenizer fail, and TooNew. The next turn of a known conversation costs only what is new.
         Before the first image, sound or video the chain ends, and its tokens are counted up to
         there: what comes after depends on the engine's multi-modal processor.
         """
         return _settled(
-            lambda prompt: self._encode(prompt, root, block_size, stages),
+            lambda prompt: self._encode(prompt, root, block_size, stages, most_new),
             prompt,
+            most_new,
         )
 
     def _encode(
-        self, prompt: Prompt, root: BlockKey, block_size: int, stages: Stages
+        self,
+        prompt: Prompt,
+        root: BlockKey,
+        block_size: int,
+        stages: Stages,
+        most_new: float,
     ) -> tuple[Chain, ...]:
+        if not self._tokenizer.fast:
+            most_new /= _SLOWER
         content = prompt.content
         if isinstance(content, Chat) and not self._chats:
             opening = self._opening if content.add_special_tokens else NO_IDS
             if opening is not None:
                 base = root_node(root, block_size, opening)
-                return (self._encode_chat(content, base, block_size, stages),)
+                return (self._encode_chat(content, base, block_size, stages, most_new),)
+        if prompt.size > most_new:
+            raise TooNew
         with stages.stage("tokenize"):
             prompts = self._token_ids(prompt, whole=False)
         with stages.stage("hash"):
@@ -214,22 +235,30 @@ class ServedModel:
         """Text of ids, special tokens left out."""
         return self._tokenizer.decode(ids)
 
-    def _encode_chat(self, chat: Chat, base: Node, block_size: int, stages: Stages) -> Chain:
+    def _encode_chat(
+        self, chat: Chat, base: Node, block_size: int, stages: Stages, most_new: float
+    ) -> Chain:
+        if chat.template is not None and most_new < inf:
+            raise TooNew  # it has to be compiled
         rendering = Rendering(chat, self._templates)
         try:
             continued = rendering.options.get("continue_final_message")
             if self._turns and not continued and chat.template is None:
-                node = self._turns.encode(rendering, base, block_size, stages)
+                node = self._turns.encode(rendering, base, block_size, stages, most_new)
             else:
+                if chat.messages.size > most_new:
+                    raise TooNew
                 with stages.stage("render"):
                     text = rendering.whole(None)
-                node = self._pieces.extend(base, text, block_size, stages)
+                node = self._pieces.extend(base, text, block_size, stages, most_new)
         except Unroutable as unroutable:
             if unroutable.reason != "media":
                 raise
+            if chat.messages.size > most_new:
+                raise TooNew from None
             with stages.stage("render"):
                 text = self._before_media(rendering)
-            node = self._pieces.extend(base, text, block_size, stages)
+            node = self._pieces.extend(base, text, block_size, stages, most_new)
         return Chain(node.all_keys(), node.tokens)
 
     def _try(self, turns: TurnMemo) -> None:
@@ -248,11 +277,13 @@ class ServedModel:
         return text[: max(text.rfind(self._cut.encode(), 0, at), 0)]
 
 
-def _settled(read: Callable[[Prompt], _T], prompt: Prompt) -> _T:
+def _settled(read: Callable[[Prompt], _T], prompt: Prompt, most_new: float = inf) -> _T:
     """What is read of a prompt, with the tools of its end where its messages change them."""
     try:
         return read(prompt)
     except ToolsChanged:
+        if prompt.size > most_new:
+            raise TooNew from None
         assert isinstance(prompt.content, Chat)
         return read(replace(prompt, content=settle_tools(prompt.content)))
 

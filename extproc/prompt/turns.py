@@ -12,6 +12,7 @@ and one difference turns it off for that shape.
 import logging
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 from threading import Lock
 from typing import TypeAlias
 
@@ -23,7 +24,7 @@ from extproc.prompt.pieces import Node, PieceMemo
 from extproc.prompt.rawarray import RawArray
 from extproc.prompt.renderer import Messages, Rendering
 from extproc.prompt.template import ChatTemplate
-from extproc.prompt.types import Json
+from extproc.prompt.types import Json, TooNew
 from extproc.stages import Stages
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,12 @@ _MAX_AUDITED_BYTES = 4 << 20
 """Of the messages of a prompt that waits: they are kept for so long."""
 
 _TURN_BYTES = 500
+
+_ITEM_BYTES = 64
+"""What an item counts at least where it is counted how much is rendered."""
+
+_AGAIN_SHARE = 4
+"""So many bytes of known messages, rendered again but not tokenized, count as a new one."""
 
 Shape: TypeAlias = tuple[object, ...]
 """What decides whether a template is local: template, tools, options, kinds of messages."""
@@ -88,10 +95,21 @@ class _Request:
     block_size: int
     start: bytes
     clock: tuple[str, ...]
+    most_new: float
 
     @property
     def messages(self) -> RawArray:
         return self.rendering.chat.messages
+
+    def check_size(self) -> None:
+        """Raise TooNew where going through all of the messages is more than may be done now."""
+        if self.messages.size > self.most_new:
+            raise TooNew
+
+    def all_digests(self) -> list[bytes]:
+        """The chained digest of every message. Raises TooNew."""
+        self.check_size()
+        return self.messages.all_digests()
 
     def is_same_time(self) -> bool:
         """Whether the template's dates are those of the request's beginning."""
@@ -142,19 +160,29 @@ class TurnMemo:
         """About how many bytes are remembered now."""
         return self._turns.size
 
-    def encode(self, rendering: Rendering, base: Node, block_size: int, stages: Stages) -> Node:
+    def encode(
+        self,
+        rendering: Rendering,
+        base: Node,
+        block_size: int,
+        stages: Stages,
+        most_new: float = inf,
+    ) -> Node:
         """The prompt under the root `base`, by way of a known turn where there is one.
 
-        Raises Unroutable where the template fails.
+        most_new: bytes that may be rendered, and as many tokenized.
+
+        Raises Unroutable where the template fails, and TooNew.
         """
         with stages.stage("render"):
             clock = rendering.template.clock()
             start = xxh3_128_digest(b"%s%r" % (base.digest, clock) + rendering.settings())
-            request = _Request(rendering, base, block_size, start, clock)
+            request = _Request(rendering, base, block_size, start, clock, most_new)
             guess = self._guess(request)
             certain = guess is not None and self._shapes.get(guess.shape, 0) >= CHECKS
         if guess is not None and certain and request.is_same_time():
             return self._by_guess(request, guess, stages)
+        request.check_size()
         return self._whole(request, guess, stages)
 
     def audit(self) -> bool:
@@ -180,7 +208,7 @@ class TurnMemo:
             if items is not None and not all(map(rendering.is_local, items)):
                 items = None
             text = rendering.whole(items)
-        node = self._pieces.extend(request.base, text, request.block_size, stages)
+        node = self._pieces.extend(request.base, text, request.block_size, stages, request.most_new)
         with stages.stage("remember"):
             if request.is_same_time():
                 if guess is not None:
@@ -195,26 +223,32 @@ class TurnMemo:
 
     def _by_guess(self, request: _Request, guess: _Guess, stages: Stages) -> Node:
         """The prompt as guessed; now and then it is noted for `audit`."""
-        node = self._pieces.extend(guess.node, guess.text, request.block_size, stages)
+        is_sample = (self.counts.used + 1) % _SAMPLE == 0
+        is_audited = is_sample and request.messages.size < _MAX_AUDITED_BYTES
+        if is_audited and len(self._audits) >= _MAX_AUDITS:
+            if request.most_new < inf:
+                raise TooNew
+            self.audit()
+        node = self._pieces.extend(
+            guess.node, guess.text, request.block_size, stages, request.most_new
+        )
         with stages.stage("remember"):
             prompt = guess.node, guess.text, node
             self._learn(request, guess.items, guess.kinds, prompt, guess)
         self.counts.used += 1
-        if self.counts.used % _SAMPLE == 0 and request.messages.size < _MAX_AUDITED_BYTES:
-            if len(self._audits) >= _MAX_AUDITS:
-                self.audit()
+        if is_audited:
             self._audits.append(_Audit(request, guess.shape, node.digest))
         return node
 
     def _guess(self, request: _Request) -> _Guess | None:
         """The prompt by the latest known turn; else by the one at its question, if that may do."""
-        found = self._find(request.messages, request.start)
+        found = self._find(request)
         if found is None:
             return None
         after, turn = found
         guess = self._guess_after(request, after, turn)
         if guess is None and 0 <= turn.question < after:
-            digest = request.messages.all_digests()[turn.question]
+            digest = request.all_digests()[turn.question]
             asked = self._turns.get(request.start + digest)
             if asked is not None:
                 guess = self._guess_after(request, turn.question, asked)
@@ -228,6 +262,9 @@ class TurnMemo:
         if node is None:
             return None
         indices = [*turn.context, *range(after + 1, len(request.messages))]
+        again = request.messages.sizes(turn.context) // _AGAIN_SHARE
+        if len(indices) * _ITEM_BYTES + again > request.most_new:
+            raise TooNew
         items = dict(zip(indices, rendering.items(indices), strict=True))
         kinds = self._all_kinds(rendering, items)
         shape = None if kinds is None else _shape(rendering, turn, kinds)
@@ -243,17 +280,18 @@ class TurnMemo:
             return None
         return _Guess(turn, after, node, turn.tail + text[turn.size :], items, kinds, shape)
 
-    def _find(self, messages: RawArray, start: bytes) -> tuple[int, Turn] | None:
-        """The latest known turn that these messages begin with, and the index of its `a`."""
+    def _find(self, request: _Request) -> tuple[int, Turn] | None:
+        """The latest known turn that the messages begin with, and the index of its `a`."""
+        messages = request.messages
         digests = messages.digests()
         while True:
             for i in range(1, len(digests) + 1):
-                turn = self._turns.get(start + digests[-i])
+                turn = self._turns.get(request.start + digests[-i])
                 if turn is not None:
                     return len(messages) - i, turn
             if len(digests) == len(messages):
                 return None
-            digests = messages.all_digests()
+            digests = request.all_digests()
 
     def _all_kinds(
         self, rendering: Rendering, items: dict[int, Messages]
@@ -329,7 +367,7 @@ class TurnMemo:
         turn = Turn(node.digest, tail, context, size, digest, question, seen)
         digests = request.messages.digests()
         if len(request.messages) - a > len(digests):
-            digests = request.messages.all_digests()
+            digests = request.all_digests()
         key = request.start + digests[a - len(request.messages)]
         self._turns.put(key, turn, _TURN_BYTES + len(tail))
 

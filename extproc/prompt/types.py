@@ -11,6 +11,10 @@ from extproc.prompt.rawarray import RawArray
 from extproc.terms import KEY_BYTES, PackedKeys, TokenIds
 
 
+class TooNew(Exception):
+    """More of a prompt is new than may be worked out here and now. Nothing has changed by it."""
+
+
 @unique
 class Dialect(Enum):
     """Whose messages, tools and system texts they are."""
@@ -80,10 +84,10 @@ class Prompt:
     user: str = ""
 
     @property
-    def new_bytes(self) -> int:
-        """About how much of the prompt no earlier body had: what encoding it will cost."""
+    def size(self) -> int:
+        """About how many bytes its messages or prompts are."""
         if isinstance(self.content, Chat):
-            return self.content.messages.new_size
+            return self.content.messages.size
         return sum(map(len, self.content.prompts))
 
 

@@ -1,4 +1,4 @@
-"""Bodies to chains of block keys, small ones at once and big ones in a thread.
+"""Bodies to chains of block keys: at once where most is known already, else in a thread.
 
 Pure work all of it; what this module adds is where it runs and for how long it is waited for.
 """
@@ -8,10 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any, ParamSpec, TypeVar
 
 from extproc.errors import Unroutable
-from extproc.prompt import Chain, find_model, is_llm_path, parse_body, root_seed
+from extproc.prompt import Chain, TooNew, find_model, is_llm_path, parse_body, root_seed
 from extproc.serve.depth import deeper_than
 from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
@@ -21,8 +22,12 @@ from extproc.stream import Request
 P = ParamSpec("P")
 R = TypeVar("R")
 
-INLINE_BODY_BYTES = 32 * 1024
-"""Bodies up to here are encoded on the event loop: a hop to a thread costs more than they do."""
+INLINE_NEW_BYTES = 32 * 1024
+"""What of a body no memo knows, up to here, is encoded on the event loop: a hop to a thread costs
+more than that does, a millisecond or two."""
+
+INLINE_BODY_BYTES = 512 * 1024
+"""Larger bodies go to a thread unseen: to find what is known of them takes its time too."""
 
 THREADS = 2
 """Tokenizers release the GIL: with two, a huge prompt does not hold up the next one."""
@@ -76,10 +81,13 @@ class Encoder:
         if not body:
             raise Unroutable("no_body")
         if len(body) <= INLINE_BODY_BYTES:
-            return self._encode(request, body, stages)
+            try:
+                return self._encode(request, body, stages, INLINE_NEW_BYTES)
+            except TooNew:
+                stages.spans.clear()
         # Stages of its own: a thread that is not waited for any more must not write into ours.
         inner = Stages()
-        encoded = await self._in_thread(self._encode, request, body, inner)
+        encoded = await self._in_thread(self._encode, request, body, inner, inf)
         stages.spans.extend(inner.spans)
         return encoded
 
@@ -91,7 +99,7 @@ class Encoder:
         body = request.body
         if not body:
             return None
-        if len(body) <= INLINE_BODY_BYTES:
+        if len(body) <= INLINE_NEW_BYTES:
             found = find_model(body)
         else:
             found = await self._in_thread(find_model, body)
@@ -115,12 +123,15 @@ class Encoder:
         if not work.cancelled():
             work.exception()  # retrieved here, in case the pick gave up waiting
 
-    def _encode(self, request: Request, body: bytes, stages: Stages) -> Encoded:
+    def _encode(self, request: Request, body: bytes, stages: Stages, most_new: float) -> Encoded:
         with stages.stage("parse"):
             limit = self._max_json_depth
-            if limit is not None and deeper_than(body, limit):
-                raise Unroutable("json_too_deep")
-            prompt = parse_body(request.path, body)
+            if limit is not None:
+                if len(body) > most_new:
+                    raise TooNew  # its brackets are counted whether they are known or not
+                if deeper_than(body, limit):
+                    raise Unroutable("json_too_deep")
+            prompt = parse_body(request.path, body, most_new)
         pool = self._pools().of(request, prompt.model)
         model = pool.models.get(prompt.model)
         if model is None:
@@ -137,4 +148,5 @@ class Encoder:
             tenant=tenant,
             block_size=size,
         )
-        return Encoded(pool, model.encode(prompt, root, size, stages), tenant, secret)
+        chains = model.encode(prompt, root, size, stages, most_new)
+        return Encoded(pool, chains, tenant, secret)

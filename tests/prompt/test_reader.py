@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.errors import BadRequest, HomingError, Unroutable
-from extproc.prompt import parse_body
 from extproc.prompt.rawarray import RawArray
 from extproc.prompt.reader import BodyReader, read_fields
 
@@ -69,19 +68,6 @@ def test_known_messages_are_known_again() -> None:
     assert len(items.digests()) == 2  # of the last known one and of the new one
 
 
-def test_new_bytes_are_those_of_new_messages() -> None:
-    path = "/v1/chat/completions"
-    messages = [{"role": "user", "content": BIG + "new bytes"}]
-    first = parse_body(path, body(messages, {}, {}, 0))
-    assert first.new_bytes > len(BIG)
-    messages.append({"role": "assistant", "content": "y" * 100})
-    second = parse_body(path, body(messages, {}, {}, 0))
-    assert 100 < second.new_bytes < 200
-    again = parse_body(path, body(messages, {}, {}, 0))
-    assert again.new_bytes == 0
-    assert parse_body("/v1/completions", b'{"prompt": ["ab", "c"]}').new_bytes == 3
-
-
 def test_body_that_begins_otherwise_is_new() -> None:
     reader = BodyReader("messages")
     messages = [{"role": "a", "content": BIG}]
@@ -130,6 +116,22 @@ def test_ending_is_judged_the_same_after_a_known_beginning(ending: bytes) -> Non
     reader = BodyReader("messages")
     reader.read(known + b"]}")
     assert read(reader, known + ending) == read(BodyReader("messages"), known + ending)
+
+
+def test_arrays_of_the_same_name_cost_no_time_of_their_own() -> None:
+    """Each would be a reading of the whole body: half a minute for these 200 KB."""
+    decoys = b",".join([b'"messages":[{}]'] * 13_000)
+    with pytest.raises(Unroutable) as unroutable:
+        BodyReader("messages").read(b'{"x":{%s},"messages":[{}]}' % decoys)
+    assert str(unroutable.value) == "json_dialect: messages too often, or its name with escapes"
+
+
+def test_thousands_of_fields_are_left_to_the_engine() -> None:
+    fields = {f"f{number}": number for number in range(1_000)}
+    assert read_fields(json.dumps(fields).encode()).get("f999") == 999
+    with pytest.raises(Unroutable) as unroutable:
+        read_fields(json.dumps(fields | {"more": 1}).encode())
+    assert str(unroutable.value) == "json_dialect: too many fields"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,34 @@
 """Whatever breaks inside, a request is routed by load, counted and logged once, not its text."""
 
+import json
 import logging
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 
 import pytest
 
-from extproc.config import Limits
-from extproc.errors import Unroutable
+from extproc.config import Limits, Model
+from extproc.demo.engine import DEMO_TOKENIZER
+from extproc.prompt import ServedModel
+from extproc.prompt.modelfiles import read_templates
+from extproc.prompt.tokenizer import Tokenizer
 from extproc.serve import App
-from tests.serve.proxy import ENDPOINTS, LONG, Exchange, ask, chat, config, picked, sample, serving
+from extproc.serve.encoder import THREADS
+from extproc.terms import TokenIds
+from tests.serve.proxy import (
+    ENDPOINTS,
+    LONG,
+    MODEL,
+    Exchange,
+    ask,
+    chat,
+    config,
+    picked,
+    sample,
+    serving,
+)
 
 SECRET = "my password is swordfish"
 
@@ -127,43 +147,93 @@ async def test_a_model_whose_tokenizer_is_still_loading_is_routed_by_load() -> N
         assert by_load(app, "model_loading") == 1
 
 
-class SlowModel:
-    """A model that takes a prompt and does not come back until it is let."""
-
-    name = "demo-model"
+class SlowTokenizer(Tokenizer):
+    """A tokenizer that takes a text and does not come back until it is let."""
 
     def __init__(self) -> None:
+        super().__init__(DEMO_TOKENIZER / "tokenizer.json")
         self.let = threading.Event()
+        self.let.set()
 
-    def encode(self, *_: object) -> None:
+    def encode_pieces(self, texts: Sequence[str]) -> list[TokenIds]:
         self.let.wait(30)
-        raise Unroutable("too_late")
+        return super().encode_pieces(texts)
+
+
+@contextmanager
+def slow_model(app: App, name: str = MODEL) -> Iterator[None]:
+    """From here to the end of the block the model is slow."""
+    tokenizer = SlowTokenizer()
+    templates = read_templates(DEMO_TOKENIZER, None, datetime.now)
+    app.pools[0].models[name] = ServedModel(name, tokenizer, templates)
+    tokenizer.let.clear()
+    try:
+        yield
+    finally:
+        tokenizer.let.set()
+
+
+IN_NO_TIME = Limits(pick_timeout_ms=1)
 
 
 async def test_a_slow_prompt_is_routed_by_load_in_time_and_holds_up_nobody() -> None:
-    async with serving(config(limits=Limits(pick_timeout_ms=1))) as (app, channel):
-        slow = SlowModel()
-        app.pools[0].models["demo-model"] = slow  # type: ignore[assignment]
-        try:
-            for _ in range(3):  # more than there are threads
-                exchange, _ = await ask(channel, chat(LONG * 40))
+    async with serving(config(limits=IN_NO_TIME)) as (app, channel):
+        with slow_model(app):
+            for _ in range(3):  # more than there are threads; the body is known from the second on
+                exchange, _ = await ask(channel, chat("slow " + LONG * 40))
                 await exchange.end()
             assert by_load(app, "pick_timeout") == 3
-        finally:
-            slow.let.set()
+
+
+async def test_a_long_prompt_that_only_another_model_knows_holds_up_nobody() -> None:
+    async with serving() as (app, channel):
+        for _ in range(2):
+            exchange, _ = await ask(channel, chat("known " + LONG * 40))
+            await exchange.end()
+        assert by_load(app, "") == 0
+    async with serving(config(limits=IN_NO_TIME)) as (app, channel):
+        with slow_model(app):
+            exchange, _ = await ask(channel, chat("known " + LONG * 40))
+            await exchange.end()
+            assert by_load(app, "pick_timeout") == 1
 
 
 async def test_prompts_beyond_the_encoders_queue_are_routed_by_load() -> None:
-    async with serving(config(limits=Limits(pick_timeout_ms=1))) as (app, channel):
-        slow = SlowModel()
-        app.pools[0].models["demo-model"] = slow  # type: ignore[assignment]
-        try:
+    async with serving(config(limits=IN_NO_TIME)) as (app, channel):
+        with slow_model(app):
             for _ in range(70):
-                exchange, _ = await ask(channel, chat(LONG * 40))
+                exchange, _ = await ask(channel, chat("queued " + LONG * 40))
                 await exchange.end()
             assert by_load(app, "encoders_busy") == 70 - 64
-        finally:
-            slow.let.set()
+
+
+async def test_a_known_turn_needs_no_thread_and_a_new_one_does() -> None:
+    both = tuple(Model(name=name, tokenizer=DEMO_TOKENIZER) for name in (MODEL, "slow"))
+    pools = tuple(pool.model_copy(update={"models": both}) for pool in config().pools)
+    async with serving(config(pools=pools, limits=Limits(pick_timeout_ms=20_000))) as (
+        app,
+        channel,
+    ):
+        messages = [{"role": "user", "content": "turn one " + LONG * 40}]
+
+        async def turn() -> None:
+            body = json.dumps({"model": MODEL, "messages": messages}).encode()
+            exchange, _ = await ask(channel, body)
+            await exchange.end()
+            messages.append({"role": "assistant", "content": "Here you are."})
+            messages.append({"role": "user", "content": "And more of it?"})
+
+        await turn()
+        with slow_model(app, "slow"):
+            waiting = [Exchange(channel) for _ in range(THREADS)]
+            for number, exchange in enumerate(waiting):
+                await exchange.headers()
+                await exchange.chunk(chat(f"{number} " + LONG * 40, model="slow"), end=True)
+            await turn()
+            assert sample(app, "homing_picks_total", pool="test", why="home", reason="") == 1
+        for exchange in waiting:
+            await exchange.read()
+            await exchange.end()
 
 
 async def test_a_body_that_no_engine_accepts_is_a_400_in_openais_form() -> None:
