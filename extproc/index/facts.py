@@ -42,7 +42,8 @@ class Held(Struct, frozen=True, tag="held"):
     is filed, and it is counted.
 
     tenant: whose bound counts the blocks; "" for none. A tenant's chains are its own (its name is
-    part of their root), so the first fact of a chain settles whose it is.
+    part of their root), so the first fact of a chain settles whose it is, until nobody holds any
+    block of it.
     """
 
     instance: InstanceId

@@ -11,7 +11,7 @@ from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
 from extproc.index.snapshot import Cut
 from extproc.index.sums import TIERS
-from extproc.index.tree import HELD_CPU, HELD_GPU, MAX_EDGE, SURE_GPU, Edge, Tree, alone
+from extproc.index.tree import HELD_CPU, HELD_GPU, MAX_EDGE, SURE_GPU, Edge, Tenancy, Tree, alone
 from extproc.terms import KEY_BYTES, BlockKey
 
 _SLICE = 64
@@ -87,6 +87,8 @@ class Holdings:
                 if child.parent is not edge:
                     self.refused["conflict"] += 1
                     break
+                if edge is None:
+                    self._claim(child, fact.tenant)
                 edge, upto = child, 0
             same = common_prefix(edge.keys, upto * KEY_BYTES, keys, at)
             if same:
@@ -108,7 +110,8 @@ class Holdings:
             self.on_cpu = True
         limit = instance.limits[tier]
         if self.scopes.any or (limit is not None and instance.counts[tier] > limit):
-            self._begin(self._make_room(instance, tier, fact.tenant))
+            tenant = edge.tenant if edge is not None else ""
+            self._begin(self._make_room(instance, tier, tenant))
 
     def limit(self, instance: Instance, fact: Capacity) -> None:
         """From now on the instance keeps at most so many blocks."""
@@ -190,9 +193,9 @@ class Holdings:
             room = MAX_EDGE * KEY_BYTES - len(edge.keys)
             tree.extend(edge, keys[:room], instance.slot, bit, planes)
             start = room
-        tenant = edge.tenant if edge is not None else tenant
+        tenancy = edge.tenancy if edge is not None else self.tenancy(tenant)
         for at in range(start, len(keys), MAX_EDGE * KEY_BYTES):
-            edge = tree.add(edge, keys[at : at + MAX_EDGE * KEY_BYTES], tenant)
+            edge = tree.add(edge, keys[at : at + MAX_EDGE * KEY_BYTES], tenancy)
             for plane in planes:
                 if plane == SURE_GPU:
                     edge.sure = alone(bit)
@@ -453,11 +456,28 @@ class Holdings:
 
     def count_scopes(self, instance: Instance, edge: Edge, blocks: int) -> None:
         """`_count` for the bounds."""
+        tenancy = edge.tenancy
+        if tenancy is not None:
+            tenancy.held[instance.slot] = tenancy.held.get(instance.slot, 0) + blocks
+            if not tenancy.held[instance.slot]:
+                del tenancy.held[instance.slot]
         for scope in self.scopes.of(edge.tenant):
             instance.scopes[scope] = instance.scopes.get(scope, 0) + blocks
             if not instance.scopes[scope]:
                 del instance.scopes[scope]
             scope.held += blocks
+
+    def tenancy(self, tenant: str) -> Tenancy | None:
+        """That of a chain which a fact of this tenant begins; None where it makes no difference."""
+        return Tenancy(tenant, {}) if tenant or self.scopes.any else None
+
+    def _claim(self, root: Edge, tenant: str) -> None:
+        """A fact comes to this chain: it is counted for the fact's tenant if nobody holds it."""
+        tenancy = root.tenancy
+        if tenancy is not None and tenancy.tenant != tenant:
+            live = self._roster.live
+            if self.scopes.any and not any(live >> slot & 1 for slot in tenancy.held):
+                tenancy.tenant = tenant
 
     def queued(self, instance: Instance, edge: Edge, stamp: int) -> None:
         """The instance has an entry of this stamp, the newest, in one of its orders."""

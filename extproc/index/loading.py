@@ -83,8 +83,8 @@ class Loader:
                 raise SnapshotError(f"columns that do not fit: {type(fault).__name__}") from None
             yield self.tree.blocks
         yield from self._link()
+        yield from self._settle()
         yield from self._queue()
-        yield from self._check()
         digest = sum(i.digest() for i in self._instances) & (2**64 - 1)
         if digest != self._head.digest:
             raise SnapshotError("the loaded index is not the one that was saved: digests differ")
@@ -98,16 +98,15 @@ class Loader:
             raise ValueError
         tree, first_id = self.tree, self.tree.store.end
         at = row = 0
-        for size, count, tenant in zip(
-            sizes, counts, chunk.tenants or [""] * len(parents), strict=True
-        ):
+        tenants = chunk.tenants or [""] * len(parents)
+        for size, count, parent, tenant in zip(sizes, counts, parents, tenants, strict=True):
             keys = chunk.keys[at : at + size * KEY_BYTES]
             edge = Edge(keys=keys)
             if tree.first[keys[0]].setdefault(keys[:KEY_BYTES], edge) is not edge:
                 raise SnapshotError("a block is there twice")
             tree.store.add(edge)
-            if tenant:
-                edge.own_more().tenant = tenant
+            if not parent and (tenancy := self.holdings.tenancy(tenant)):
+                edge.own_more().tenancy = tenancy
             if count == 1 and rows.simple(row):
                 self._hold_alone(edge, rows, row)
             else:
@@ -136,7 +135,7 @@ class Loader:
         if confirmed:
             edge.sure = alone(instance.bit)
         instance.sums.add(_CONFIRMED if confirmed else _EXPECTED, edge.keys)
-        self._count(instance, HELD_GPU, edge, edge.size)
+        instance.counts[HELD_GPU] += edge.size
 
     def _hold(self, edge: Edge, rows: "_Rows", row: int) -> None:
         """An instance has some of an edge."""
@@ -151,14 +150,9 @@ class Loader:
             edge.own_plane(plane).put(slot, blocks, size)
             instance.sums.shift(plane, block_sum(edge, blocks))
             if plane < TIERS:
-                self._count(instance, plane, edge, blocks.bit_count())
+                instance.counts[plane] += blocks.bit_count()
                 if plane == HELD_CPU:
                     self.holdings.on_cpu = True
-
-    def _count(self, instance: Instance, plane: int, edge: Edge, blocks: int) -> None:
-        instance.counts[plane] += blocks
-        if self._scopes.any:
-            self.holdings.count_scopes(instance, edge, blocks)
 
     def _link(self) -> Iterator[int]:
         """Every edge gets its parent."""
@@ -188,27 +182,41 @@ class Loader:
                     self.holdings.queued(instance, edge, stamp)
             yield self.tree.blocks
 
-    def _check(self) -> Iterator[int]:
-        """No block is its own ancestor; and blocks that nobody needs go."""
+    def _settle(self) -> Iterator[int]:
+        """No block is its own ancestor; a chain is one tenant's; and what nobody needs goes."""
         tree, store = self.tree, self.tree.store
         marks = bytearray(store.end)
         steps = 0
         for at in range(1, store.end):
             edge = above = store.get(at)
-            path: list[int] = []
+            path: list[Edge] = []
             while above is not None and not marks[above.id]:
                 marks[above.id] = 1
-                path.append(above.id)
+                path.append(above)
                 above = above.parent
                 steps += 1
                 if steps % _SLICE == 0:
                     yield tree.blocks
             if above is not None and marks[above.id] == 1:
                 raise SnapshotError("a block is its own ancestor")
-            for seen in path:
-                marks[seen] = 2
+            for below in reversed(path):
+                marks[below.id] = 2
+                if above is not None and above.tenancy is not None:
+                    below.own_more().tenancy = above.tenancy
+                if self._scopes.any:
+                    self._count(below)
+                above = below
             if edge is not None and not edge.kids:
                 tree.prune(edge)
+
+    def _count(self, edge: Edge) -> None:
+        """What is held of an edge counts in the bounds."""
+        for slot in edge.holders():
+            instance = self.roster.slots[slot]
+            assert instance is not None
+            for tier in Tier:
+                if blocks := edge.blocks(tier, slot):
+                    self.holdings.count_scopes(instance, edge, blocks.bit_count())
 
 
 class _Rows:

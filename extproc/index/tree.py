@@ -40,17 +40,29 @@ def alone(bit: int) -> Cover:
     return cover
 
 
+class Tenancy(Struct, gc=False, eq=False):
+    """Whose bound counts a chain with all its branches; shared by their edges.
+
+    held: slot → blocks that it holds there, in all tiers, where bounds are counted. A chain that
+    nobody holds any more is nobody's: a fact that comes before its edges are swept away must find
+    what it would find after.
+    """
+
+    tenant: str
+    held: dict[int, int]
+
+
 class More(Struct, gc=False, eq=False):
     """What most edges, leaves with one holder, have no need of.
 
     kids: edges below. stamps: stamp by slot, where there is more than one holder. slow: the planes
-    of the slower tier that anybody is in. tenant: whose bound counts the edge.
+    of the slower tier that anybody is in. tenancy: whose bound counts it, where there are bounds.
     """
 
     kids: int = 0
     stamps: dict[int, int] | None = None
     slow: dict[int, Cover] | None = None
-    tenant: str = ""
+    tenancy: Tenancy | None = None
 
 
 class Edge(Cover, gc=False, eq=False):
@@ -95,7 +107,13 @@ class Edge(Cover, gc=False, eq=False):
     @property
     def tenant(self) -> str:
         """Whose bound counts it."""
-        return self.more.tenant if self.more is not None else ""
+        tenancy = self.tenancy
+        return tenancy.tenant if tenancy is not None else ""
+
+    @property
+    def tenancy(self) -> Tenancy | None:
+        """Whose bound counts its chain, and who holds how much of that."""
+        return self.more.tenancy if self.more is not None else None
 
     def own_more(self) -> More:
         """What few edges have, made if it is not there."""
@@ -202,12 +220,17 @@ class Edge(Cover, gc=False, eq=False):
         if more is not None:
             if more.slow is not None:
                 more.slow = {p: c for p, c in more.slow.items() if not c.empty} or None
-            if not (more.kids or more.stamps or more.slow or more.tenant):
+            if not (more.kids or more.stamps or more.slow or more.tenancy):
                 self.more = None
 
     def sole(self, bit: int) -> tuple[int, ...]:
         """The planes that a slot has all of, if nobody else has anything and nothing is below."""
-        if self.full == bit and self.part is None and self.more is None:
+        more = self.more
+        if (
+            self.full == bit
+            and self.part is None
+            and (more is None or not (more.kids or more.slow))
+        ):
             if self.sure is None:
                 return (HELD_GPU,)
             if self.sure is _ALONE.get(bit):
@@ -333,11 +356,11 @@ class Tree:
                 return place
         return None
 
-    def add(self, parent: Edge | None, keys: bytes, tenant: str) -> Edge:
+    def add(self, parent: Edge | None, keys: bytes, tenancy: Tenancy | None) -> Edge:
         """A new edge below `parent`, held by nobody yet."""
         edge = Edge(keys=keys, parent=parent)
-        if tenant:
-            edge.own_more().tenant = tenant
+        if tenancy is not None:
+            edge.own_more().tenancy = tenancy
         self.first[keys[0]][keys[:KEY_BYTES]] = edge
         self.store.add(edge)
         self.table.add(edge.id, keys)
@@ -385,7 +408,7 @@ class Tree:
         """
         cut = at * KEY_BYTES
         upper = Edge(keys=edge.keys[:cut], parent=edge.parent)
-        upper.more = More(kids=1, tenant=edge.tenant)
+        upper.more = More(kids=1, tenancy=edge.tenancy)
         size, ghosts = edge.size, self.ghosts
         on_gpu = edge.cut(at, size, ghosts)
         upper.full, upper.part = on_gpu.full, on_gpu.part
@@ -440,6 +463,8 @@ class Tree:
             cover.without(ghosts)
         for slot in found:
             edge.forget(slot)
+            if edge.tenancy is not None:
+                edge.tenancy.held.pop(slot, None)
         edge.tidy()
         self.prune(edge)
         return True

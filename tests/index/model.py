@@ -113,7 +113,9 @@ class Model:
         for parent, key in zip([fact.parent, *keys], keys, strict=False):
             self.parents[key] = parent
         if not fact.parent and keys:
-            self.tenants.setdefault(keys[0], fact.tenant)
+            alive = any(self.chain(key)[0] == keys[0] for key in everything)
+            if not alive:
+                self.tenants[keys[0]] = fact.tenant
         instance.held[fact.tier].update(keys)
         if fact.source in (Source.PICK, Source.ANSWER):
             instance.held[fact.tier].update(self.chain(fact.parent))
@@ -123,8 +125,9 @@ class Model:
             if any(key in held for held in instance.held.values()):
                 instance.touched[key] = self.now
         self.evict(instance, fact.tier)
-        if fact.tenant:
-            self.keep_bound(self.bounds.tenant_bytes, fact.tenant)
+        chain = self.chain(keys[-1] if keys else fact.parent)
+        if chain and (tenant := self.tenants[chain[0]]):
+            self.keep_bound(self.bounds.tenant_bytes, tenant)
         self.keep_bound(self.bounds.pool_bytes, None)
 
     def keep_bound(self, limit: int | None, tenant: str | None) -> None:

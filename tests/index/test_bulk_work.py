@@ -100,6 +100,46 @@ def test_a_bound_is_kept_in_slices_too() -> None:
     assert index.held_blocks(A) == 200
 
 
+def test_a_removal_of_many_blocks_of_few_edges_is_cut_as_well() -> None:
+    index = index_of(A)
+    index.apply(held(A, LONG))
+    backwards = PackedKeys(b"".join(key.to_bytes(8, "little") for key in reversed(keys(LONG))))
+    index.apply(Dropped(A, Tier.GPU, backwards, Source.EVENT))
+    assert index.backlog == 0, "three edges are one slice"
+    chains = [chr(0x3000 + number) + LONG[: MAX_EDGE - 1] for number in range(12)]
+    for chain in chains:
+        index.apply(held(A, chain))
+    index.apply(Dropped(A, Tier.GPU, PackedKeys(b"".join(map(packed, chains))), Source.EVENT))
+    assert index.backlog == 1
+    while index.step():
+        pass
+    assert index.held_blocks(A) == 0
+
+
+def test_blocks_that_nobody_knows_are_looked_for_in_slices() -> None:
+    index = index_of(A)
+    index.apply(held(A, "hello"))
+    unknown = PackedKeys(b"".join(xxh3_64_digest(n.to_bytes(4)) for n in range(1000)))
+    for fact in (Dropped(A, Tier.GPU, unknown, Source.EVENT), Expired(A, unknown)):
+        index.apply(fact)
+        assert index.backlog == 1
+        while index.step():
+            pass
+    assert index.held_blocks(A) == 5
+
+
+def test_a_table_is_made_for_what_the_instances_can_hold() -> None:
+    sizes = []
+    for capacity in (None, 1_000_000):
+        index = index_of(A, capacity=capacity)
+        for number in range(40):
+            index.apply(held(A, chr(0x3000 + number) + LONG[:999]))
+        while index.step():
+            pass
+        sizes.append(index.stats().table_bytes)
+    assert sizes[1] > 1.5 * sizes[0], "it would be made anew again and again"
+
+
 def test_facts_alone_work_the_backlog_off(monkeypatch: pytest.MonkeyPatch) -> None:
     index = index_of(A)
     prompts = bushy(index, 40)

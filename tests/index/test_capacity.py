@@ -1,6 +1,17 @@
 """An instance keeps at most its capacity; what goes first is the same everywhere."""
 
-from extproc.index import Capacity, Dropped, Source, Tier
+from extproc.index import (
+    Bounds,
+    Capacity,
+    Cleared,
+    Dropped,
+    Joined,
+    Left,
+    PrefixIndex,
+    Source,
+    Tier,
+)
+from extproc.index.scope import BLOCK_BYTES
 from extproc.terms import PackedKeys
 from tests.index.chains import A, B, depths, held, index_of, keys
 
@@ -98,3 +109,43 @@ def test_the_queue_of_touches_does_not_grow_with_the_history() -> None:
         index.apply(held(A, "abcdef"))
     (instance,) = index.instances()
     assert len(instance.tails[Tier.GPU]) == 1
+
+
+def test_whose_a_chain_is_does_not_depend_on_when_an_empty_one_is_swept_out() -> None:
+    """An engine stores it again, and does not know whose it is."""
+    digests = []
+    for swept in (True, False):
+        index = PrefixIndex(Bounds(tenant_bytes=4 * BLOCK_BYTES))
+        index.apply(Joined(A, 16))
+        for number in range(300):
+            index.apply(held(A, chr(0x4E00 + number)))
+        index.apply(held(A, "abc", tenant="blue"))
+        index.apply(Cleared(A, Source.EVENT))
+        while swept and index.step():
+            pass
+        index.apply(held(A, "abc", source=Source.EVENT))
+        index.apply(held(A, "abcd", after=3, tenant="blue"))
+        index.apply(held(A, "xyz", tenant="blue"))
+        while index.step():
+            pass
+        digests.append(index.digest)
+        assert [depths(index, prompt) for prompt in ("abcd", "xyz")] == [{"a": 4}, {"a": 3}]
+    assert digests[0] == digests[1]
+
+
+def test_a_chain_that_somebody_still_holds_stays_its_tenants() -> None:
+    index = PrefixIndex(Bounds(tenant_bytes=4 * BLOCK_BYTES))
+    for name in (A, B):
+        index.apply(Joined(name, 16))
+        index.apply(held(name, "ab", tenant="blue"))
+    index.apply(Cleared(A, Source.EVENT))
+    index.apply(held(A, "ab", source=Source.EVENT))
+    index.apply(held(B, "xyz", tenant="blue"))
+    assert sum(map(index.held_blocks, (A, B))) == 4
+    index.apply(Left(A))
+    index.apply(Left(B))
+    index.apply(Joined(B, 16))
+    while index.step():
+        pass
+    index.apply(held(B, "abcdef", source=Source.EVENT))
+    assert index.held_blocks(B) == 6, "nobody's now"

@@ -1,5 +1,7 @@
 """The order of use, against a list of stamps."""
 
+from sys import getsizeof
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,3 +58,15 @@ def test_an_order_does_not_keep_what_was_removed() -> None:
             real.drop(now - 100)
     assert len(real) < 200
     assert len(real.shards()) < 30
+
+
+def test_the_gaps_of_what_was_removed_are_closed() -> None:
+    real: Order[str] = Order()
+    for now in range(1, 20_001):
+        real.put(now, "entry")
+    for stamp in range(1, 20_001):
+        if stamp % 100:
+            real.drop(stamp)
+    older = real.shards()[:-1]
+    assert sum(map(len, older)) > 150
+    assert sum(map(getsizeof, older)) < 200 * sum(map(len, older))

@@ -13,10 +13,13 @@ from msgspec.structs import replace
 from extproc.index import (
     FOLD_VERSION,
     Bounds,
+    Capacity,
     Chunk,
     Cleared,
     Dropped,
     Edges,
+    Expired,
+    Fact,
     Head,
     Held,
     InstanceState,
@@ -167,6 +170,47 @@ def test_a_snapshot_shows_the_moment_of_its_first_piece_whatever_happens_meanwhi
     for fact in facts[2000 : 2000 + index.position - position]:
         again.apply(fact)
     assert drained(again).digest == drained(index).digest
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        held(A, "hello you there", after=9),
+        held(B, "hello you", after=5),
+        held(B, "hello you", after=5, source=Source.EVENT),
+        held(B, "hello world"),
+        held(A, "hell", after=4),
+        held(A, "hell", after=4, source=Source.EVENT),
+        held(A, "hello you", after=4, tier=Tier.CPU, source=Source.EVENT),
+        held(C, "quite another prompt that is long"),
+        Dropped(A, Tier.GPU, one(TEXT, 8), Source.EVENT),
+        Dropped(B, Tier.GPU, one(TEXT, 2), Source.EVENT),
+        Dropped(B, Tier.CPU, packed("he"), Source.EVENT),
+        Expired(A, packed(TEXT)),
+        Capacity(A, Tier.GPU, 2),
+        Joined(A, 32),
+        Left(B),
+    ],
+    ids=str,
+)
+def test_no_change_of_an_edge_that_is_not_saved_yet_is_in_the_snapshot(fact: Fact) -> None:
+    index = story()
+    index.apply(Joined(C, 16))
+    index.apply(held(A, "hello, again"))
+    drained(index)
+    then = index.digest
+    snapshot = index.snapshot()
+    pieces = [next(snapshot)]
+    index.apply(fact)
+    pieces += snapshot
+    again = loaded(pieces)
+    assert again.digest == then
+    again.apply(fact)
+    for both in (index, again):
+        both.apply(Capacity(A, Tier.GPU, 5))
+        both.apply(held(B, "hello you two"))
+        drained(both)
+    assert again.digest == index.digest
 
 
 def test_an_instance_that_leaves_while_it_is_saved_is_in_the_snapshot_whole() -> None:

@@ -107,7 +107,9 @@ class Histories(RuleBasedStateMachine):
     def hold(
         self, instance: InstanceId, prompt: str, after: int, tier: Tier, source: Source
     ) -> None:
-        self.tell(held(instance, prompt, min(after, len(prompt)), tier, source, tenant_of(prompt)))
+        # An engine does not know whose its blocks are.
+        tenant = "" if source is Source.EVENT else tenant_of(prompt)
+        self.tell(held(instance, prompt, min(after, len(prompt)), tier, source, tenant))
 
     @rule(instance=instances, prompt=prompts, tier=tiers, data=st.data())
     def drop(self, instance: InstanceId, prompt: str, tier: Tier, data: st.DataObject) -> None:
