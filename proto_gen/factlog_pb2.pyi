@@ -138,12 +138,40 @@ class Writer(_message.Message):
     def __init__(self, id: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("version", "instances")
+    __slots__ = ("version", "instances", "seen")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     version: int
     instances: _containers.RepeatedCompositeFieldContainer[InFlight]
-    def __init__(self, version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InFlight, _Mapping]]] = ...) -> None: ...
+    seen: _containers.RepeatedCompositeFieldContainer[Seen]
+    def __init__(self, version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InFlight, _Mapping]]] = ..., seen: _Optional[_Iterable[_Union[Seen, _Mapping]]] = ...) -> None: ...
+
+class Seen(_message.Message):
+    __slots__ = ("instance", "answers", "running", "waiting", "asleep", "started", "prompt_tokens", "cached_tokens", "requests", "block_size", "blocks")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    ASLEEP_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    answers: bool
+    running: int
+    waiting: int
+    asleep: bool
+    started: float
+    prompt_tokens: int
+    cached_tokens: int
+    requests: int
+    block_size: int
+    blocks: int
+    def __init__(self, instance: _Optional[str] = ..., answers: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., asleep: _Optional[bool] = ..., started: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks: _Optional[int] = ...) -> None: ...
 
 class InFlight(_message.Message):
     __slots__ = ("instance", "requests", "waiting_tokens")

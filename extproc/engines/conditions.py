@@ -22,6 +22,9 @@ logger = logging.getLogger("homing.engines")
 MOST_FAILURES = 3
 """Scrapes in a row that find nobody before an instance counts as gone."""
 
+HEARD_S = 3.0
+"""So long what another replica said of an instance holds; it says it again every second."""
+
 RETRY_S = 10.0
 """So long after a request that could not connect an instance without metrics is tried again."""
 
@@ -43,7 +46,8 @@ class Condition:
     failures: scrapes in a row that found nobody, the last at `failed_at`. lost: nobody was there
     since the last answer.
     reading: the last one, told at `read_at` (monotonic seconds) and good for `fresh_s`.
-    foreign: what it told of beyond the requests of ours. cache: as it told last.
+    foreign: what it told of beyond the requests of ours. cache: as it told last. heard_at: when
+    another replica last said how it fares.
     """
 
     instance: Instance
@@ -55,6 +59,7 @@ class Condition:
     fresh_s: float = 0.0
     foreign: Load = NO_LOAD
     cache: Cache | None = None
+    heard_at: float = float("-inf")
 
     @property
     def alive(self) -> bool:
@@ -85,6 +90,8 @@ class Conditions:
     """Those of all instances that are listed. now: monotonic seconds, everywhere."""
 
     def __init__(self) -> None:
+        self.changes = 0
+        """Counts what own looks brought, to see whether there is something new to tell others."""
         self._of: dict[InstanceId, Condition] = {}
         self._unusable: set[InstanceId] = set()
 
@@ -122,15 +129,10 @@ class Conditions:
         if condition is None:
             return False
         before, was_lost = condition.reading, condition.lost
-        self._answered(condition)
-        condition.lost = False
-        condition.reading, condition.read_at, condition.fresh_s = reading, now, fresh_s
-        self._note(condition)
+        self.changes += 1
+        self._take(condition, reading, in_flight, now, fresh_s)
         if reading is None:
             return was_lost
-        condition.foreign = _foreign(reading, in_flight)
-        if reading.block_size and reading.blocks:
-            condition.cache = Cache(reading.block_size, reading.blocks)
         if before is None:
             return was_lost or reading.asleep
         return reading.restarted_since(before) or (reading.asleep and not before.asleep)
@@ -139,8 +141,36 @@ class Conditions:
         """A scrape found nobody. refused: the connection was refused or reset, so nobody ran."""
         condition = self._of.get(instance)
         if condition is not None:
+            self.changes += 1
             condition.lost = condition.lost or refused
             self._failed(condition, condition.failures + 1, now)
+
+    def heard(
+        self,
+        instance: InstanceId,
+        answers: bool,
+        reading: Reading | None,
+        in_flight: int,
+        now: float,
+    ) -> None:
+        """Another replica, which looks at it for all, has said how it fares."""
+        condition = self._of.get(instance)
+        if condition is None:
+            return
+        condition.heard_at = now
+        if answers:
+            self._take(condition, reading, in_flight, now, HEARD_S)
+        else:
+            self._failed(condition, MOST_FAILURES, now)
+
+    def heard_lately(self, instance: InstanceId, now: float) -> bool:
+        """Whether another replica looks at it, so that this one need not."""
+        condition = self._of.get(instance)
+        return condition is not None and now - condition.heard_at < HEARD_S
+
+    def all(self) -> Iterable[Condition]:
+        """Those of all listed instances."""
+        return self._of.values()
 
     def unreachable(self, endpoint: Endpoint, now: float) -> None:
         """A routed request could not connect."""
@@ -206,6 +236,24 @@ class Conditions:
             if condition.instance.metrics is None and now - condition.failed_at >= RETRY_S:
                 condition.failures = 0
                 self._note(condition)
+
+    def _take(
+        self,
+        condition: Condition,
+        reading: Reading | None,
+        in_flight: int,
+        now: float,
+        fresh_s: float,
+    ) -> None:
+        self._answered(condition)
+        condition.lost = False
+        condition.reading, condition.read_at, condition.fresh_s = reading, now, fresh_s
+        self._note(condition)
+        if reading is None:
+            return
+        condition.foreign = _foreign(reading, in_flight)
+        if reading.block_size and reading.blocks:
+            condition.cache = Cache(reading.block_size, reading.blocks)
 
     def _at(self, endpoint: Endpoint) -> Iterable[Condition]:
         return (one for one in self._of.values() if one.instance.endpoint == endpoint)

@@ -22,6 +22,7 @@ from typing import Protocol, TypeAlias
 from extproc.errors import HomingError, PeerViolation
 from extproc.index import Fact
 from extproc.terms import InstanceId
+from proto_gen.factlog_pb2 import Seen
 
 Apply: TypeAlias = Callable[[int, Fact], None]
 """Fold one fact; the number is its revision: rising, not gapless. Must not raise."""
@@ -84,6 +85,12 @@ class LoadParty(Protocol):
 
     def heard(self) -> None:
         """What did not change still holds: the others can be heard."""
+
+    def seen(self) -> Iterable[Seen]:
+        """How the engines fare that this replica looks at for all."""
+
+    def told(self, seen: Iterable[Seen]) -> None:
+        """Another replica looks at these engines for all."""
 
 
 class FactLog(Protocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from time import monotonic
 
 from extproc import __version__, config
@@ -162,7 +163,13 @@ class App:
             log.subscribe(name, apply, digests.reset, snapshots)
             pool = Pool(listed, log, index, digests, Utilisation(monotonic()), Pending(bounds))
             self._known[name] = pool
-            log.share(name, SharedLoad(pool.load, lambda: pool.config.prefill_rate))
+            share = SharedLoad(
+                pool.load,
+                lambda: pool.config.prefill_rate,
+                pool.members,
+                partial(log.reads, name),
+            )
+            log.share(name, share)
         pool.configure(listed)
         pool.take_secret()
         return pool

@@ -169,14 +169,15 @@ class _Page:
             self._members.append((pool, instance, pool.config.metrics))
 
     def interval(self) -> float:
-        """The shortest that anybody behind it asks for."""
-        return (
-            min(
-                how.busy_ms if pool.load.in_flight_at(instance.id) else how.idle_ms
-                for pool, instance, how in self._members
-            )
-            / 1000
+        """The shortest that anybody behind it asks for; none where other replicas look at them."""
+        now = self._clock()
+        intervals = (
+            how.busy_ms if pool.load.in_flight_at(instance.id) else how.idle_ms
+            for pool, instance, how in self._members
+            if not pool.members.conditions.heard_lately(instance.id, now)
+            or pool.log.reads(pool.name, instance.id)
         )
+        return min(intervals, default=float("inf")) / 1000
 
     def asked(self) -> None:
         """What is in flight now is what the page will be about."""

@@ -1,23 +1,42 @@
-"""A pool's load as its replicas tell each other: the ledger, with this process's clock."""
+"""What a pool's replicas tell each other of load: requests in flight, and how engines fare."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 
+from extproc.engines import Members
+from extproc.engines.metrics import Reading
 from extproc.routing import Load, LoadLedger
 from extproc.terms import InstanceId
+from proto_gen.factlog_pb2 import Seen
+
+AGAIN_S = 1.0
+"""What is seen of engines is told again after this time, also where nothing has changed."""
 
 
 class SharedLoad:
-    """A log's `LoadParty`. rate: tokens a second that an instance prefills, as of now."""
+    """A log's `LoadParty`, with this process's clock.
 
-    def __init__(self, ledger: LoadLedger, rate: Callable[[], float]) -> None:
+    rate: tokens a second that an instance prefills, as of now. reads: whether this replica looks at
+    an instance for all.
+    """
+
+    def __init__(
+        self,
+        ledger: LoadLedger,
+        rate: Callable[[], float],
+        members: Members,
+        reads: Callable[[InstanceId], bool],
+    ) -> None:
         self._ledger = ledger
         self._rate = rate
+        self._members = members
+        self._reads = reads
 
     @property
     def changes(self) -> int:
-        """Own requests that began or ended."""
-        return self._ledger.changes
+        """Own requests that began or ended, and own looks at engines."""
+        seen = self._members.conditions.changes
+        return self._ledger.changes + seen + (int(monotonic() / AGAIN_S) if seen else 0)
 
     def own(self) -> Mapping[InstanceId, tuple[float, int]]:
         """What this replica has in flight."""
@@ -34,3 +53,58 @@ class SharedLoad:
     def heard(self) -> None:
         """What did not change still holds."""
         self._ledger.heard(monotonic())
+
+    def seen(self) -> Iterable[Seen]:
+        """The engines that this replica looks at for all, where it knows how they fare."""
+        now = monotonic()
+        for condition in self._members.conditions.all():
+            known = condition.fresh(now) or not condition.alive
+            if known and self._reads(condition.instance.id):
+                yield _written(condition.instance.id, condition.alive, condition.reading)
+
+    def told(self, seen: Iterable[Seen]) -> None:
+        """Another replica looks at these for all; what this one looks at itself it knows better."""
+        now = monotonic()
+        for one in seen:
+            name = InstanceId(one.instance)
+            if not self._reads(name):
+                in_flight = self._ledger.in_flight_at(name)
+                conditions = self._members.conditions
+                conditions.heard(name, one.answers, _read(one), in_flight, now)
+
+
+def _written(name: InstanceId, answers: bool, reading: Reading | None) -> Seen:
+    seen = Seen(instance=name, answers=answers)
+    if reading is None:
+        return seen
+    seen.running, seen.waiting = _whole(reading.running, 32), _whole(reading.waiting, 32)
+    seen.asleep = reading.asleep
+    if reading.started is not None:
+        seen.started = reading.started
+    for field, bits in _COUNTS.items():
+        value = getattr(reading, field)
+        if value is not None:
+            setattr(seen, field, _whole(value, bits))
+    return seen
+
+
+def _read(seen: Seen) -> Reading | None:
+    if not seen.HasField("running"):
+        return None
+    counts = {name: getattr(seen, name) for name in _COUNTS if seen.HasField(name)}
+    started = seen.started if seen.HasField("started") else None
+    return Reading(seen.running, seen.waiting, asleep=seen.asleep, started=started, **counts)
+
+
+def _whole(value: float, bits: int) -> int:
+    return min(max(int(value), 0), (1 << bits) - 1)
+
+
+_COUNTS = {
+    "prompt_tokens": 64,
+    "cached_tokens": 64,
+    "requests": 64,
+    "block_size": 32,
+    "blocks": 32,
+}
+"""Fields of a reading, and the bits that they have in a note."""

@@ -7,6 +7,7 @@ from time import monotonic
 
 import pytest
 
+from extproc.engines import Members
 from extproc.log.etcd.session import MOST_TOLD, SPEAK_S
 from extproc.log.interface import LoadParty
 from extproc.routing import LoadLedger
@@ -30,7 +31,7 @@ async def etcd(tmp_path: Path) -> AsyncIterator[Cluster]:
 def ledger_of(one: Replica) -> LoadLedger:
     """The replica's ledger, in the exchange from here on."""
     ledger = LoadLedger()
-    one.log.share(POOL, SharedLoad(ledger, lambda: NO_RATE))
+    one.log.share(POOL, shared(ledger))
     return ledger
 
 
@@ -78,7 +79,7 @@ async def test_a_replicas_load_ends_with_its_lease_and_is_told_again_with_a_new_
         start(ledger_of(one), A, 300)
         await until(seen(ledger, A, 300, 1))
         told: list[int] = []
-        other.log.share(POOL, Watching(SharedLoad(ledger, lambda: NO_RATE), told))
+        other.log.share(POOL, Watching(shared(ledger), told))
         for lease in (await etcd.ctl("lease", "list")).split()[3:]:
             await etcd.ctl("lease", "revoke", lease)
         await until(lambda: told[:1] == [0])
@@ -100,7 +101,7 @@ async def test_what_does_not_change_is_not_told_again_and_changes_not_too_often(
     async with replica(etcd) as one, replica(etcd) as other:
         ledger = ledger_of(one)
         told: list[int] = []
-        party = Watching(SharedLoad(LoadLedger(), lambda: NO_RATE), told)
+        party = Watching(shared(LoadLedger()), told)
         other.log.share(POOL, party)
         begun = monotonic()
         for _ in range(60):
@@ -137,6 +138,11 @@ def test_a_note_has_a_bound() -> None:
     assert len(_loads(note)) == MOST_TOLD
 
 
+def shared(ledger: LoadLedger) -> SharedLoad:
+    """Of a pool without engines."""
+    return SharedLoad(ledger, lambda: NO_RATE, Members(), lambda _: True)
+
+
 class Watching:
     """A party that notes how many requests each report has."""
 
@@ -159,3 +165,9 @@ class Watching:
     def heard(self) -> None:
         self.heard_count += 1
         self._party.heard()
+
+    def seen(self):
+        return self._party.seen()
+
+    def told(self, seen) -> None:
+        self._party.told(seen)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from contextlib import aclosing, suppress
 from functools import partial
+from itertools import islice
 from time import monotonic
 
 from etcd3aio.kv import KVService
@@ -63,6 +64,7 @@ class Seat:
                 note.instances.add(
                     instance=name, requests=requests, waiting_tokens=max(round(waiting), 0)
                 )
+            note.seen.extend(islice(self.party.seen(), MOST_TOLD))
         return note
 
     def hear(self, writer: int, note: pb.Replica | None) -> None:
@@ -76,6 +78,8 @@ class Seat:
         self.state.version = min([RECORD_VERSION, *filter(None, self.others.values())])
         if self.party is not None:
             self.party.report(f"{writer:016x}", None if note is None else _loads(note))
+            if note is not None and note.seen:
+                self.party.told(note.seen[:MOST_TOLD])
 
     def reached(self) -> None:
         """Who said nothing has nothing new to say."""
