@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.index import Held, Joined, Left, Source, Tier
+from extproc.log.etcd.keys import place
 from extproc.log.etcd.outbox import Batch, Outbox
 from extproc.log.records import (
     MAX_KEYS,
@@ -17,7 +18,7 @@ from extproc.log.records import (
     size,
     unseal,
 )
-from extproc.terms import NO_BLOCK, PackedKeys
+from extproc.terms import NO_BLOCK, InstanceId, PackedKeys
 from tests.index.chains import A, B, held
 
 SIGNER = Signer(b"secret")
@@ -172,3 +173,18 @@ def test_it_knows_which_records_etcd_is_known_to_have() -> None:
     assert batch is not None
     outbox.written(batch)
     assert outbox.acknowledged == 1
+
+
+def test_a_fact_that_is_no_text_is_left_out_and_counted_and_takes_no_other_along() -> None:
+    outbox = Outbox(1, 1 << 20)
+    bad, good = Joined(InstanceId("a\ud800"), 16), Joined(InstanceId("b"), 16)
+    outbox.append([bad, good], 0.0)
+    batch = outbox.next(Signer(bytes(32)), RECORD_VERSION)
+    assert batch is not None
+    assert batch.facts == (good,)
+    assert decode(unseal(Signer(bytes(32)), place(1, 1), batch.value)).facts == (good,)
+    outbox.written(batch)
+    outbox.returned(batch.seq)
+    last = outbox.append([bad], 0.0)
+    assert outbox.next(Signer(bytes(32)), RECORD_VERSION) is None
+    assert (outbox.dropped, outbox.settled, outbox.idle) == (2, last, True)

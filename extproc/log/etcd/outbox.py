@@ -95,7 +95,7 @@ class Outbox:
 
     def next(self, signer: Signer, version: int) -> Batch | None:
         """The batch to write: the same one until it is `written`. None: there is nothing."""
-        if self._writing is None and self._waiting:
+        while self._writing is None and self._waiting:
             first, since, _, _ = self._waiting[0]
             room = MAX_RECORD_BYTES
             facts: list[Fact] = []
@@ -104,8 +104,17 @@ class Outbox:
                 room -= cost
                 self.waiting_bytes -= cost
                 facts.append(fact)
+            try:
+                data = encode(facts, version)
+            except ValueError:
+                # A name that is no text must not take the facts beside it along.
+                writable = [fact for fact in facts if _writable(fact, version)]
+                self.dropped += len(facts) - len(writable)
+                if not writable:
+                    continue
+                facts, data = writable, encode(writable, version)
             self._seq += 1
-            value = seal(signer, place(self.writer, self._seq), encode(facts, version))
+            value = seal(signer, place(self.writer, self._seq), data)
             self._writing = Batch(self._seq, first, since, tuple(facts), value)
             self._out.append(self._writing)
             self.unreturned_bytes += len(value)
@@ -149,3 +158,11 @@ class Outbox:
             if batch is self._writing:
                 self._writing = None
         return batch
+
+
+def _writable(fact: Fact, version: int) -> bool:
+    try:
+        encode([fact], version)
+    except ValueError:
+        return False
+    return True
