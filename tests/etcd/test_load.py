@@ -111,9 +111,9 @@ async def test_what_does_not_change_is_not_told_again_and_changes_not_too_often(
         spent = monotonic() - begun
         assert told == sorted(set(told))
         assert len(told) <= spent / SPEAK_S + 2
-        heard = party.heard_count
+        heard, count = party.heard_count, len(told)
         await until(lambda: party.heard_count > heard)  # a sign of life, without anything new
-        assert told[-1] == 60 == len(ledger._queues[A].tickets)
+        assert len(told) == count
 
 
 async def test_a_note_that_makes_no_sense_is_no_load(etcd: Cluster) -> None:
