@@ -31,6 +31,9 @@ RETRY_S = 10.0
 
 NO_LOAD = Load(0.0, 0)
 
+NEVER_S = -1.0
+"""How long nothing is good for."""
+
 
 class Cache(NamedTuple):
     """An engine's KV cache: tokens a block, and blocks."""
@@ -56,7 +59,7 @@ class Condition:
     lost: bool = False
     reading: Reading | None = None
     read_at: float = float("-inf")
-    fresh_s: float = 0.0
+    fresh_s: float = NEVER_S
     foreign: Load = NO_LOAD
     cache: Cache | None = None
     heard_at: float = float("-inf")
@@ -83,7 +86,7 @@ class Condition:
 
     def fresh(self, now: float) -> bool:
         """Whether what it said of its load still holds."""
-        return self.reading is not None and now - self.read_at <= self.fresh_s
+        return now - self.read_at <= self.fresh_s
 
 
 class Conditions:
@@ -206,28 +209,25 @@ class Conditions:
 
         Where an engine's is not known, it has at least the median of the others'. O(instances).
         """
-        fresh = [self._of[one.id].fresh(now) for one in instances]
-        loads = [
-            Load(
-                own.waiting + condition.foreign.waiting, own.in_flight + condition.foreign.in_flight
-            )
-            if known
-            else own
-            for one, own, known in zip(instances, ours, fresh, strict=True)
-            for condition in (self._of[one.id],)
-        ]
-        if all(fresh) or not any(fresh):
+        loads, unknown = [], []
+        for position, (one, own) in enumerate(zip(instances, ours, strict=True)):
+            condition = self._of[one.id]
+            if now - condition.read_at > condition.fresh_s:
+                unknown.append(position)
+            elif condition.foreign is not NO_LOAD:
+                more = condition.foreign
+                own = Load(own.waiting + more.waiting, own.in_flight + more.in_flight)
+            loads.append(own)
+        if not unknown or len(unknown) == len(loads):
             return loads
-        told = [load for load, known in zip(loads, fresh, strict=True) if known]
-        usual = Load(
-            median(one.waiting for one in told), int(median(one.in_flight for one in told))
-        )
-        return [
-            load
-            if known
-            else Load(max(load.waiting, usual.waiting), max(load.in_flight, usual.in_flight))
-            for load, known in zip(loads, fresh, strict=True)
-        ]
+        strangers = set(unknown)
+        told = [load for position, load in enumerate(loads) if position not in strangers]
+        waiting = median(load.waiting for load in told)
+        in_flight = int(median(load.in_flight for load in told))
+        for position in unknown:
+            own = loads[position]
+            loads[position] = Load(max(own.waiting, waiting), max(own.in_flight, in_flight))
+        return loads
 
     def _forgive(self, now: float) -> None:
         """Nobody but a request can find out whether one that is not scraped is back."""
@@ -247,7 +247,8 @@ class Conditions:
     ) -> None:
         self._answered(condition)
         condition.lost = False
-        condition.reading, condition.read_at, condition.fresh_s = reading, now, fresh_s
+        condition.reading, condition.read_at = reading, now
+        condition.fresh_s = fresh_s if reading is not None else NEVER_S
         self._note(condition)
         if reading is None:
             return
@@ -281,5 +282,7 @@ class Conditions:
 def _foreign(reading: Reading, in_flight: float) -> Load:
     """What an engine has beyond our requests; what waits there is of its usual size."""
     requests = max(reading.running + reading.waiting - in_flight, 0.0)
+    if requests < 1:
+        return NO_LOAD
     waiting = min(reading.waiting, requests) * reading.computed_per_request
     return Load(waiting, int(requests))
