@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from hypothesis import HealthCheck, settings
 
 from extproc.engines.events import Batch, Event, decode_batch
 
@@ -28,6 +29,9 @@ FIELDS = {
     "AllBlocksCleared": [],
 }
 """vLLM 0.32's, in their order."""
+
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For machines that are busy with other things."""
 
 CLEARED = {"type": "AllBlocksCleared"}
 

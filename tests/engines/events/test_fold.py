@@ -11,7 +11,7 @@ from extproc.engines.events.fold import MAX_BLOCKS
 from extproc.index import Cleared, Dropped, Held, Joined, PrefixIndex, Source, Tier
 from extproc.prompt import block_keys, pack_ids
 from extproc.terms import KEY_BYTES, BlockKey, InstanceId, PackedKeys
-from tests.engines.events.engine import CLEARED, as_array, one, removed, stored
+from tests.engines.events.engine import CALM, CLEARED, as_array, one, removed, stored
 from tests.engines.events.model import BLOCK, ENGINE, Cache, Told, root
 
 IDS = list(range(1000, 1000 + 8 * BLOCK))
@@ -70,6 +70,15 @@ def test_stored_on_gpu_and_cpu_and_removed_on_gpu_it_is_on_cpu() -> None:
     assert told.depth(IDS) == (0, 1)
     told.tell(removed(1, medium="CPU"))
     assert told.depth(IDS) == (0, 0)
+
+
+def test_a_removal_from_a_tier_that_never_had_the_block_takes_nothing() -> None:
+    told = Told()
+    told.tell(stored([1], blocks(0, 1)))
+    assert told.tell(removed(1, medium="CPU")) == []
+    assert told.depth(IDS) == (1, 1)
+    told.tell(removed(1))
+    assert (told.depth(IDS), told.fold.blocks) == ((0, 0), 0)
 
 
 def test_an_offloaded_block_need_not_repeat_its_tokens() -> None:
@@ -219,6 +228,14 @@ def test_pages_smaller_than_a_block_are_gathered_and_orphan_nobody(page: int) ->
     assert told.depth(IDS) == (2, 2)
 
 
+def test_pages_that_are_gone_leave_nothing_behind() -> None:
+    told = Told()
+    told.tell(stored(list(range(1, 33)), blocks(0, 2), block_size=1))
+    told.tell(removed(*range(32, 0, -1)))
+    assert told.fold.blocks == 0
+    assert told.fold._pages._begun == {}
+
+
 def test_a_branch_inside_a_block_has_a_block_of_its_own() -> None:
     told = Told()
     half = BLOCK // 2
@@ -262,7 +279,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(CALM, max_examples=60)
 @given(STEPS, st.data(), st.sampled_from([BLOCK, 8, 4]))
 def test_after_any_events_the_index_holds_what_the_engine_does(
     steps: Sequence[tuple[list[int], int, int, Tier]], data: st.DataObject, page: int

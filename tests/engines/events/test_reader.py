@@ -144,14 +144,17 @@ async def test_a_burst_is_taken_in_a_slice_at_a_time_and_others_come_in_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("extproc.engines.events.reader.SLICE_S", 0.0)
+    monkeypatch.setattr("extproc.engines.events.reader.MOST_QUEUED", 4)
     events, history, address = ports()
     async with reading(address) as one, publishing("127.0.0.1", events, history, BLOCK) as publish:
         await until(lambda: one.stream.live)
-        turn = 0
+        turn, most = 0, 0
         turns: Counter[int] = Counter()
 
         def append(facts: Sequence[Fact]) -> None:
+            nonlocal most
             turns[turn] += 1
+            most = max(most, one.reader._queued)
             one.append(facts)
 
         one.subscription.append = append
@@ -165,6 +168,7 @@ async def test_a_burst_is_taken_in_a_slice_at_a_time_and_others_come_in_between(
             await asyncio.sleep(0)
         assert sum(turns.values()) >= 40
         assert max(turns.values()) == 1
+        assert most <= 4
 
 
 @pytest.mark.parametrize("topics", [True, False])

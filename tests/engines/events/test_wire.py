@@ -21,6 +21,7 @@ from extproc.errors import PeerViolation
 from extproc.index import Tier
 from extproc.prompt import pack_ids, unpack_ids
 from tests.engines.events.engine import (
+    CALM,
     CLEARED,
     as_array,
     decoded,
@@ -238,6 +239,7 @@ NEARLY = st.dictionaries(NAMES, VALUES).flatmap(
 ) | st.tuples(TAGS, VALUES, VALUES, VALUES, VALUES, VALUES, VALUES, VALUES, VALUES)
 
 
+@CALM
 @given(st.lists(NEARLY | VALUES, max_size=3))
 def test_of_any_events_each_is_read_or_counted(events: list[object]) -> None:
     batch = decoded(*events)
@@ -248,12 +250,14 @@ def test_of_any_events_each_is_read_or_counted(events: list[object]) -> None:
             assert not event.ids or event.page * len(event.hashes) * 4 == len(event.ids)
 
 
+@CALM
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_batch_or_refused(junk: bytes) -> None:
     with suppress(PeerViolation):
         decode_batch(junk)
 
 
+@CALM
 @given(st.integers(1, 40), st.integers(1, 9), st.booleans())
 def test_the_pieces_of_an_event_are_one_chain(blocks: int, most: int, bare: bool) -> None:
     ids = pack_ids(range(16 * blocks))
