@@ -317,18 +317,30 @@ async def test_the_same_commands_as_local_processes_bring_turns_home(tmp_path: P
 
 
 async def level(http: aiohttp.ClientSession) -> None:
-    """Wait until both Homings have read as far in the log: the next turn may be either's."""
+    """Wait until all that was picked is in the log and both Homings have read it.
+
+    The next turn may be either's. Equal is not enough: a record may still be on its way to etcd.
+    """
     _, port = split_endpoint(CONFIG.admin or "")
     admins = [f"http://{s.address.replace(NETWORK, LOOPBACK)}:{port}" for s in COMPOSE.homings]
     async with asyncio.timeout(30):
         while True:
+            waiting = [await unsettled(http, admin) for admin in admins]
             found = []
             for admin in admins:
                 async with http.get(f"{admin}/pools/main/index") as answer:
                     found.append(await answer.json())
-            if len({(one["revision"], one["digest"]) for one in found}) == 1:
+            if not any(waiting) and len({(one["revision"], one["digest"]) for one in found}) == 1:
                 return
             await asyncio.sleep(0.01)
+
+
+async def unsettled(http: aiohttp.ClientSession, admin: str) -> bool:
+    """Whether a Homing has facts that have not come back from the log."""
+    async with http.get(f"{admin}/metrics") as answer:
+        text = await answer.text()
+    (age,) = re.findall(r"^homing_log_behind_seconds{.*} (\S+)$", text, re.MULTILINE)
+    return float(age) > 0
 
 
 async def answered(http: aiohttp.ClientSession, body: dict[str, object]) -> aiohttp.ClientResponse:
