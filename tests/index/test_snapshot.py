@@ -191,7 +191,7 @@ def test_a_snapshot_shows_the_moment_of_its_first_piece_whatever_happens_meanwhi
         Joined(A, 32),
         Left(B),
     ],
-    ids=str,
+    ids=lambda fact: type(fact).__name__.lower(),
 )
 def test_no_change_of_an_edge_that_is_not_saved_yet_is_in_the_snapshot(fact: Fact) -> None:
     index = story()
