@@ -19,7 +19,7 @@ from extproc.demo.stack import _free_ports
 from extproc.engines.events import Fold
 from extproc.index import Capacity, Cleared, Held, Source, Tier
 from extproc.serve import App
-from extproc.serve.kv_events import GRACE_S
+from extproc.serve.kv_events import GRACE_S, QUIET_S
 from extproc.serve.pool import Pool
 from extproc.terms import NO_BLOCK, Endpoint, InstanceId, PackedKeys
 from tests.serve.proxy import LONG, MODEL, Exchange, ask, chat, config, endpoints, sample, serving
@@ -234,6 +234,18 @@ async def test_an_engine_without_a_history_is_learnt_from_what_is_routed_to_it()
             await until(lambda: one.held > expected)
             unknown = {"pool": "test", "reason": "unknown_parent"}
             assert sample(app, "homing_event_blocks_skipped_total", **unknown) == 0
+
+
+async def test_what_an_operator_cleared_comes_back_from_what_events_know() -> None:
+    async with running() as one:
+        await one.answer(LONG)
+        true = len(one.engine.cache._copies)
+        await until(lambda: one.held == true)
+        one.pool.append([Cleared(A, Source.CORRECTION)])
+        assert one.held == 0
+        assert one.app.kv_events is not None
+        one.app.kv_events.tick(monotonic() + QUIET_S)
+        await until(lambda: one.held == true)
 
 
 async def test_a_fault_of_ours_ends_one_stream_which_is_begun_anew(
