@@ -151,7 +151,7 @@ class Cluster:
         login = user or self.user
         process = await asyncio.create_subprocess_exec(
             *(str(_BINARIES / "etcdctl"), f"--endpoints={member.endpoint}"),
-            *(("--command-timeout=3s",) if arguments[:1] == ("endpoint",) else ()),
+            "--command-timeout=3s" if arguments[:1] == ("endpoint",) else "--command-timeout=30s",
             *((f"--user={login}",) if login else ()),
             *self._tls(),
             *arguments,
