@@ -258,6 +258,9 @@ class TestEmptied:
     def test_a_first_look_says_nothing_of_before(self) -> None:
         assert not told(listed(), A, Reading(running=0, waiting=0, started=5.0))
 
+    def test_one_that_sleeps_at_the_first_look_holds_nothing(self) -> None:
+        assert told(listed(), A, Reading(running=0, waiting=0, asleep=True))
+
     def test_another_process_has_an_empty_cache(self) -> None:
         conditions = listed()
         told(conditions, A, Reading(running=0, waiting=0, started=5.0))

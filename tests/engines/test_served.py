@@ -376,6 +376,7 @@ class TestDiscovery:
         async with serving(self.settings(file)) as (app, channel):
             assert "pool test: no instances are known yet" in caplog.text
             assert app.ready
+            assert app.pools[0].roster is None, "nobody has left: nobody is known to be missing"
             self.write(file, a="ready")
             await until(lambda: app.pools[0].instances)
             assert await picks(channel) == {self.place("a")}
