@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from extproc.index.cover import ones
+from extproc.index.edge import HELD_CPU, HELD_GPU, SURE_GPU, Edge, Tenancy, alone
 from extproc.index.facts import Capacity, Dropped, Expired, Held, Source, Tier
 from extproc.index.instance import Instance
 from extproc.index.keys import common_prefix, key_sum, reverse, same_keys
@@ -11,7 +12,7 @@ from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
 from extproc.index.snapshot import Cut
 from extproc.index.sums import TIERS
-from extproc.index.tree import HELD_CPU, HELD_GPU, MAX_EDGE, SURE_GPU, Edge, Tenancy, Tree, alone
+from extproc.index.tree import MAX_EDGE, Tree
 from extproc.terms import KEY_BYTES, BlockKey
 
 _SLICE = 64

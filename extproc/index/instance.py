@@ -2,11 +2,11 @@
 
 import xxhash
 
+from extproc.index.edge import Edge
 from extproc.index.facts import Tier
 from extproc.index.order import Order
 from extproc.index.scope import Scope
 from extproc.index.sums import TIERS, Sums
-from extproc.index.tree import Edge
 from extproc.terms import InstanceId
 
 

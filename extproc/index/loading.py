@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from extproc.errors import HomingError
 from extproc.index.cover import decode
+from extproc.index.edge import HELD_CPU, HELD_GPU, SURE_CPU, SURE_GPU, Edge, alone
 from extproc.index.facts import Tier
 from extproc.index.holdings import Holdings, block_sum
 from extproc.index.instance import Instance
@@ -15,7 +16,7 @@ from extproc.index.roster import Roster
 from extproc.index.scope import Scopes
 from extproc.index.snapshot import ALL, FOLD_VERSION, SOME, Chunk, Edges, Head
 from extproc.index.sums import PLANES, TIERS
-from extproc.index.tree import HELD_CPU, HELD_GPU, SURE_CPU, SURE_GPU, Edge, Tree, alone
+from extproc.index.tree import Tree
 from extproc.terms import KEY_BYTES, BlockKey
 
 _SLICE = 256

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 from extproc.index.cover import encode, lead, ones
+from extproc.index.edge import HELD_CPU
 from extproc.index.keys import common_prefix
 from extproc.index.roster import Roster
-from extproc.index.tree import HELD_CPU, Tree
+from extproc.index.tree import Tree
 from extproc.terms import KEY_BYTES, InstanceId
 
 _new_tuple = tuple.__new__

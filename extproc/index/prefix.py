@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from extproc.index.edge import Edge
 from extproc.index.facts import (
     Capacity,
     Cleared,
@@ -20,7 +21,7 @@ from extproc.index.lookup import Depths, match, match_tiers
 from extproc.index.roster import Roster
 from extproc.index.scope import Bounds, Scopes
 from extproc.index.snapshot import FOLD_VERSION, Chunk, Cut, Head, InstanceState
-from extproc.index.tree import Edge, Tree
+from extproc.index.tree import Tree
 from extproc.terms import InstanceId, PackedKeys
 
 _SWEEP = 2048

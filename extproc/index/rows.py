@@ -10,9 +10,9 @@ from typing import NotRequired, TypeAlias, TypedDict
 import xxhash
 
 from extproc.index.cover import leading
+from extproc.index.edge import Edge
 from extproc.index.facts import Tier
 from extproc.index.prefix import PrefixIndex
-from extproc.index.tree import Edge
 from extproc.terms import KEY_BYTES
 
 Blocks: TypeAlias = int | str

@@ -17,10 +17,11 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from extproc.index.cover import ones
+from extproc.index.edge import Edge
 from extproc.index.facts import Tier
 from extproc.index.roster import Roster
 from extproc.index.sums import PLANES
-from extproc.index.tree import Edge, Tree
+from extproc.index.tree import Tree
 from extproc.terms import KEY_BYTES, InstanceId
 
 FOLD_VERSION = 1

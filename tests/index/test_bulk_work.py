@@ -20,9 +20,10 @@ from extproc.index import (
     holdings,
     table,
 )
+from extproc.index.edge import Edge
 from extproc.index.scope import BLOCK_BYTES
 from extproc.index.table import BATCH_KEYS
-from extproc.index.tree import MAX_EDGE, Edge, Tree
+from extproc.index.tree import MAX_EDGE, Tree
 from extproc.terms import NO_BLOCK, InstanceId, PackedKeys
 from tests.index.chains import A, B, C, depths, held, index_of, keys, packed
 
