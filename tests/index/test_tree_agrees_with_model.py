@@ -272,5 +272,5 @@ TestTinyHistories.settings = settings(max_examples=150, stateful_step_count=50, 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("machine", [Histories, TinyHistories])
 def test_many_more_and_longer_histories(machine: type[Histories]) -> None:
-    long = settings(max_examples=1500, stateful_step_count=80, deadline=None)
+    long = settings(max_examples=800, stateful_step_count=80, deadline=None)
     run_state_machine_as_test(machine, settings=long)
