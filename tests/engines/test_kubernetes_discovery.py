@@ -153,6 +153,15 @@ class TestPools:
             server.put(PODS, pod("b", "10.0.0.2", ready=False, v="2"))
             assert await watched.next() == {"b": "10.0.0.2:9000 starting"}
 
+    async def test_a_bookmark_of_the_pool_changes_nothing(self, tmp_path: Path) -> None:
+        objects = (pool("llm", 8000, app="engine"), pod("a", "10.0.0.1"))
+        async with watching(tmp_path, *objects, pool="llm") as (server, watched):
+            await watched.next()
+            await watch_is_open(server, 2)
+            server.bookmark()
+            server.put(POOLS, pool("llm", 9000, app="engine"))
+            assert await watched.next() == {"a": "10.0.0.1:9000 ready"}
+
     @pytest.mark.parametrize(
         ("objects", "said"),
         [((), "no InferencePool llm in llm"), ((pool("llm", 8000),), "selects by no label")],

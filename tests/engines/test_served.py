@@ -253,6 +253,18 @@ class TestWhoIsPicked:
             await exchange.end()
             assert await picks(channel) == {order[1]}
 
+    async def test_the_first_that_answers_again_gets_the_requests(self) -> None:
+        async with serving(config("10.0.0.1:1", "10.0.0.2:2", metrics="off")) as (_, channel):
+            for _ in range(2):
+                exchange, order = await ask(channel)
+                await exchange.answer(503, served=order[0], attempts=1, flags=0x20)
+                await exchange.end()
+            exchange, order = await ask(channel)
+            assert len(order) == 2, "all are tried"
+            await exchange.answer(200, served=order[0], attempts=1, flags=0)
+            await exchange.end()
+            assert await picks(channel) == {order[0]}
+
     async def test_an_answer_of_503_is_an_answer(self) -> None:
         async with serving(config("10.0.0.1:1", "10.0.0.2:2", metrics="off")) as (_, channel):
             exchange, order = await ask(channel)

@@ -37,6 +37,7 @@ PAUSE_S = 1.0
 
 _GONE = 410
 _DECODE_EVENT = msgspec.json.Decoder(WatchEvent)
+_DECODE_THING = msgspec.json.Decoder(Thing)
 _DECODE_STATUS = msgspec.json.Decoder(Status)
 
 T = TypeVar("T", bound=Thing)
@@ -140,10 +141,11 @@ class Reflector(Generic[T]):
             if status.code == _GONE:
                 raise _Expired
             raise DiscoveryError(f"{self._path}: {status.code} {status.message}")
+        if event.type == "BOOKMARK":  # of an object it has the version only
+            self._version = _DECODE_THING.decode(event.object).metadata.resource_version
+            return
         one = self._decode.decode(event.object)
         self._version = one.metadata.resource_version
-        if event.type == "BOOKMARK":
-            return
         if event.type == "DELETED":
             self.objects.pop(one.metadata.name, None)
         else:
