@@ -18,6 +18,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -127,7 +128,7 @@ def ways(directory: Path) -> dict[str, Way]:
 
     return {
         "memo": model(fast),
-        "exact": model(fast, message_prefixes=False),
+        "exact": model(fast, whole_bytes=inf),
         "plain": model(reference, memo_bytes=0),
     }
 

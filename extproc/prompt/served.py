@@ -30,6 +30,9 @@ _T = TypeVar("_T")
 _MEMO_BYTES = 256 << 20
 """Of which half is for pieces and half for turns."""
 
+_WHOLE_BYTES = 8 << 10
+"""Of a chat that is rendered whole: its pieces are known, and a known turn is no cheaper to use."""
+
 _TRIAL_BLOCK = 16
 
 _MOST_OPENING = 4 * TOKEN_BYTES
@@ -70,7 +73,7 @@ class ServedModel:
         tokenizer: TextTokenizer,
         templates: Mapping[str, ChatTemplate],
         memo_bytes: int = _MEMO_BYTES,
-        message_prefixes: bool = True,
+        whole_bytes: float = _WHOLE_BYTES,
         chats: ChatEncoder | None = None,
         trust_request_template: bool = False,
     ) -> None:
@@ -81,8 +84,9 @@ class ServedModel:
         cut = self._cut = None if chats else _best_cut(tokenizer, self._templates)
         self._opening = _opening(tokenizer)
         self._pieces = PieceMemo(cut, tokenizer.encode_pieces, memo_bytes // 2)
+        self._whole_bytes = whole_bytes
         self._turns = None
-        if cut and memo_bytes and message_prefixes:
+        if cut and memo_bytes and whole_bytes < inf:
             self._turns = TurnMemo(self._pieces, cut, memo_bytes // 2)
             self._try(self._turns)
 
@@ -94,7 +98,7 @@ class ServedModel:
         chat_template: Path | None = None,
         *,
         memo_bytes: int = _MEMO_BYTES,
-        message_prefixes: bool = True,
+        whole_bytes: float = _WHOLE_BYTES,
         now: Callable[[], datetime] = datetime.now,
         trust_request_template: bool = False,
         mode: TokenizerMode = "auto",
@@ -105,7 +109,7 @@ class ServedModel:
             chat_template.jinja and config.json where there are any; or with a file of Mistral's.
         chat_template: a file that takes the place of the model's own.
         memo_bytes: the bound of what is remembered of prompts; 0 remembers nothing.
-        message_prefixes: whether a known turn may spare its rendering (see turns.py).
+        whole_bytes: of messages; up to so many a known turn spares no rendering (see turns.py).
         now: the engine's clock, for templates that write the date; without a time zone, as there.
         trust_request_template: whether a template that a request brings is rendered, in the
             sandbox; only for engines that do so (vLLM's `--trust-request-chat-template`).
@@ -133,7 +137,7 @@ class ServedModel:
             texts,
             templates,
             memo_bytes,
-            message_prefixes,
+            whole_bytes,
             chats,
             trust_request_template,
         )
@@ -243,7 +247,8 @@ class ServedModel:
         rendering = Rendering(chat, self._templates)
         try:
             continued = rendering.options.get("continue_final_message")
-            if self._turns and not continued and chat.template is None:
+            is_short = chat.messages.size <= self._whole_bytes
+            if self._turns and not (is_short or continued or chat.template):
                 node = self._turns.encode(rendering, base, block_size, stages, most_new)
             else:
                 if chat.messages.size > most_new:

@@ -31,6 +31,7 @@ def tokenizer(name: str) -> Tokenizer:
 def load(name: str, template: Path | None = None, **options: Any) -> ServedModel:
     """A family's model, perhaps with another template; its tokenizer is loaded once for all."""
     now = options.pop("now", datetime.now)
+    options.setdefault("whole_bytes", 0)  # the chats of the tests are short
     templates = read_templates(tokenizer_dir(name), template or template_file(name), now)
     return ServedModel(name, tokenizer(name), templates, **options)
 

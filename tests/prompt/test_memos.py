@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,7 +38,7 @@ def encoded(model: ServedModel, chat: Chat) -> tuple[Chain, ...] | str:
 @pytest.mark.parametrize("name", EACH_FAMILY)
 def test_chains_do_not_depend_on_what_is_remembered(name: str) -> None:
     off = load(name, memo_bytes=0)
-    models = [load(name), load(name, message_prefixes=False), load(name, memo_bytes=TINY)]
+    models = [load(name), load(name, whole_bytes=inf), load(name, memo_bytes=TINY)]
     for seed in range(60):
         random = Random(seed)
         for chat in growing(random, random.randint(1, 8)):
@@ -121,7 +122,7 @@ def test_tokens_that_are_added_to_a_chat_change_no_memo(
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     (tmp_path / "chat_template.jinja").write_text(templates("qwen3").source)
-    model = ServedModel.load("m", tmp_path)
+    model = ServedModel.load("m", tmp_path, whole_bytes=0)
     chats = plain_turns(Random(1), 6, tools=False)
     before = model.counts.used
     lengths = []
@@ -134,6 +135,19 @@ def test_tokens_that_are_added_to_a_chat_change_no_memo(
         if added:
             assert (model.counts.used > before) == used
     assert lengths[0] - lengths[len(chats)] == single.count(BOS)
+
+
+def test_known_turns_are_used_where_a_chat_is_not_short() -> None:
+    model, off = load("qwen3", whole_bytes=4_000), load("qwen3", memo_bytes=0)
+    short = 0
+    for chat in plain_turns(Random(1), 60, tools=False):
+        before = replace(model.counts)
+        assert encoded(model, chat) == encoded(off, chat)
+        if chat.messages.size <= 4_000:
+            assert model.counts == before
+            short += 1
+    assert 10 < short < 40
+    assert model.counts.used > 10
 
 
 def test_memos_stay_within_their_bytes() -> None:

@@ -58,7 +58,11 @@ class Model:
         read = read_templates(tokenizer_dir("qwen3"), None, datetime.now)["default"]
         self.template = CountingTemplate(read.source, {})
         self.served = ServedModel(
-            "m", self.tokenizer, {"default": self.template}, trust_request_template=trust
+            "m",
+            self.tokenizer,
+            {"default": self.template},
+            trust_request_template=trust,
+            whole_bytes=0,
         )
         self.tokenizer.given = self.template.given = 0
 
