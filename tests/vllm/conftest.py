@@ -1,11 +1,24 @@
 """One pair of engines for all tests: they take half a minute to start, and 1.8 GB each."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.vllm.stack import MODEL, VllmStack
+
+REPORT = Path(__file__).parents[2] / "build" / "vllm-report.json"
+
+
+@pytest.fixture(scope="session")
+def report() -> Iterator[dict[str, Any]]:
+    """What the tests measured; written at the end, whatever it says."""
+    report: dict[str, Any] = {}
+    yield report
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session")

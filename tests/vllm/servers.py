@@ -34,7 +34,7 @@ def command(
         "host": HOST,
         "port": port,
         "enable_auto_tool_choice": True,
-        "tool_call_parser": model.tool_parser,
+        **model.options,
         **options,
     }
     words = ["env", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]

@@ -5,12 +5,10 @@ killed and started again while they go on. `build/vllm-report.json` has the numb
 """
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,8 +20,6 @@ from tests.vllm.player import Player, Turn
 from tests.vllm.stack import BLOCKS, VllmStack
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
-
-REPORT = Path(__file__).parents[2] / "build" / "vllm-report.json"
 
 SEED = 3
 CONVERSATIONS = 42
@@ -76,11 +72,10 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def played(stack: VllmStack) -> Played:
-    """All conversations played once; the report is written whatever it says."""
+def played(stack: VllmStack, report: dict[str, Any]) -> Played:
+    """All conversations, played once."""
     played = asyncio.run(play(stack))
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(json.dumps(played.report(), indent=1) + "\n")
+    report |= played.report()
     return played
 
 
