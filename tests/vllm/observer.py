@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,12 @@ from typing import Any
 import msgspec
 import zmq
 import zmq.asyncio
+
+from extproc.demo.engine import EngineSettings
+from extproc.demo.stack import HOST
+
+HISTORY_S = 20.0
+"""Longest wait for what an engine has published before."""
 
 
 @dataclass(slots=True)
@@ -30,10 +36,12 @@ class Heard:
     _last: int = -1
 
     def receive(self, frames: list[bytes]) -> None:
-        """One message: topic, number, batch."""
-        self.messages.append(frames)
+        """One message: topic, number, batch. One that was in the history is let go."""
         _, number, payload = frames
         seq = int.from_bytes(number, "big")
+        if seq <= self._last and frames in self.messages:
+            return
+        self.messages.append(frames)
         if seq <= self._last:
             self.restarts += 1
             self.copies.clear()
@@ -60,9 +68,9 @@ class Heard:
 
 
 class Observer:
-    """Subscribers to all engines. heard: of each, by its name."""
+    """Subscribers to all engines. heard: of each, by its name, since it was started."""
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         self.heard = {name: Heard() for name in names}
         self._news = asyncio.Event()
         self._fault: Exception | None = None
@@ -89,18 +97,39 @@ class Observer:
             self._news.set()
 
 
+async def history(context: zmq.asyncio.Context, engine: EngineSettings) -> list[list[bytes]]:
+    """The answer of an engine that was asked for all of its messages again, frame by frame.
+
+    The last three frames of each are topic, number and batch; the last message has no batch.
+    """
+    socket = context.socket(zmq.DEALER)
+    try:
+        socket.connect(f"tcp://{HOST}:{engine.kv_events_replay_port}")
+        await socket.send_multipart([b"", bytes(8)])
+        messages: list[list[bytes]] = []
+        async with asyncio.timeout(HISTORY_S):
+            while not messages or messages[-1][-1]:
+                messages.append(await socket.recv_multipart())
+    finally:
+        socket.close(linger=0)
+    return messages
+
+
 @asynccontextmanager
-async def observing(addresses: Mapping[str, str]) -> AsyncIterator[Observer]:
-    """Follow the events of engines, by name and ZeroMQ address, while the block runs."""
-    observer = Observer(addresses)
+async def observing(engines: Mapping[str, EngineSettings]) -> AsyncIterator[Observer]:
+    """Follow the events of engines, by name, while the block runs; from their start."""
+    observer = Observer(engines)
     context = zmq.asyncio.Context()
     tasks = []
-    for name, address in addresses.items():
-        socket = context.socket(zmq.SUB)
-        socket.subscribe(b"")
-        socket.connect(address)
-        tasks.append(asyncio.create_task(observer._listen(observer.heard[name], socket)))
     try:
+        for name, engine in engines.items():
+            heard = observer.heard[name]
+            socket = context.socket(zmq.SUB)
+            socket.subscribe(b"")
+            socket.connect(f"tcp://{HOST}:{engine.kv_events_port}")
+            for frames in (await history(context, engine))[:-1]:
+                heard.receive(frames[-3:])
+            tasks.append(asyncio.create_task(observer._listen(heard, socket)))
         yield observer
     finally:
         for task in tasks:

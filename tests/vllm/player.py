@@ -50,30 +50,15 @@ class Turn:
 
 
 class Player:
-    """One client, one request at a time; made by `begin`.
+    """One client, one request at a time."""
 
-    taken_in: blocks that Homing had heard of when the observer had heard of none.
-    """
-
-    def __init__(
-        self,
-        http: aiohttp.ClientSession,
-        stack: Stack,
-        observer: Observer,
-        taken_in: tuple[int, int],
-    ) -> None:
+    def __init__(self, http: aiohttp.ClientSession, stack: Stack, observer: Observer) -> None:
         self._http = http
         self._stack = stack
         self._observer = observer
         self._names = {f"{HOST}:{one.port}": name for name, one in stack.engines.items()}
-        self._base = taken_in
         self._homes: dict[str, str] = {}
         self._numbers = Counter[str]()
-
-    @classmethod
-    async def begin(cls, http: aiohttp.ClientSession, stack: Stack, observer: Observer) -> "Player":
-        """With engines that are at rest."""
-        return cls(http, stack, observer, await _taken_in(http, stack))
 
     async def play(self, order: Iterable[Talk]) -> list[Turn]:
         """The next turn of each of these, one after the other."""
@@ -109,9 +94,8 @@ class Player:
             await asyncio.sleep(0.02)
 
     def _due(self) -> tuple[int, int]:
-        stored, removed = self._base
         heard = self._observer.heard.values()
-        return stored + sum(h.stored for h in heard), removed + sum(h.removed for h in heard)
+        return sum(one.stored for one in heard), sum(one.removed for one in heard)
 
     def _turn(self, talk: Talk, answer: Answer) -> Turn:
         served = self._names[answer.served]

@@ -15,15 +15,14 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-import zmq
 import zmq.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from extproc.demo.engine import serving
-from extproc.demo.stack import HOST, _free_ports
+from extproc.demo.engine import EngineSettings, serving
+from extproc.demo.stack import _free_ports
 from tests.vllm.client import Answer, ask
 from tests.vllm.conversations import Chat, Completion, Ids, Streamed, Tools, interleaved, talks
-from tests.vllm.observer import Heard, Observer, observing
+from tests.vllm.observer import Observer, history, observing
 from tests.vllm.stack import BLOCK_SIZE, BLOCKS, MODEL, VllmStack, like_vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -37,6 +36,7 @@ KINDS = (Chat, Tools, Streamed, Completion, Ids)
 """What the simulated engine serves."""
 
 NAME = "engine"
+CLEARED = {"type": "AllBlocksCleared"}
 
 Metrics = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 """Samples by name and labels."""
@@ -54,14 +54,22 @@ class Block:
 class Played:
     """What an engine did.
 
-    metrics: before and after. replayed: the answer to a request for all messages again, frame by
-    frame.
+    messages: of its events, topic, number and batch each. metrics: before and after. replayed: the
+    same messages and all before, as asked for again, frame by frame.
     """
 
     answers: list[Answer]
-    heard: Heard
+    messages: list[list[bytes]]
     metrics: tuple[Metrics, Metrics]
     replayed: list[list[bytes]]
+
+    def events(self) -> list[dict[str, Any]]:
+        """Of all messages, in order."""
+        return [event for batch in self.batches() for event in batch[1]]
+
+    def batches(self) -> list[list[Any]]:
+        """The decoded messages: time, events, rank."""
+        return [msgspec.msgpack.decode(payload) for _, _, payload in self.messages]
 
     def counts(self) -> list[tuple[int, int, int]]:
         """Tokens of each request: of its prompt, of them cached, of its answer."""
@@ -81,7 +89,7 @@ class Played:
         requests = self._requests()
         places: dict[Any, int] = {None: -1}
         copies: dict[Any, list[Block]] = {}
-        for event in self.heard.events:
+        for event in self.events():
             if event["type"] == "BlockRemoved":
                 removed += [copies[one].pop(0) for one in event["block_hashes"]]
             elif event["type"] == "BlockStored":
@@ -101,7 +109,7 @@ class Played:
     def _requests(self) -> Iterator[int]:
         """The request of each block that was stored."""
         for number, answer in enumerate(self.answers):
-            yield from [number] * due(answer)
+            yield from [number] * stored_by(answer)
 
     def grown(self) -> Metrics:
         """What was counted meanwhile."""
@@ -110,35 +118,37 @@ class Played:
         return {one: after[one] - before.get(one, 0) for one in counters}
 
 
-def due(answer: Answer) -> int:
-    """Blocks that a request stores: all full ones that were not found."""
-    full = (answer.prompt_tokens + answer.output_tokens - 1) // BLOCK_SIZE
-    return full - answer.cached_tokens // BLOCK_SIZE
-
-
-async def play(url: str, events: str, replay: str) -> Played:
+async def play(url: str, engine: EngineSettings) -> Played:
     """The conversations, on an engine whose cache is emptied before."""
     timeout = aiohttp.ClientTimeout(total=120)
     async with (
-        observing({NAME: events}) as observer,
+        observing({NAME: engine}) as observer,
         aiohttp.ClientSession(timeout=timeout) as http,
     ):
         heard = observer.heard[NAME]
         await emptied(http, url, observer)
         before = await scraped(http, url)
+        first, due = len(heard.messages) - 1, heard.stored
         answers = []
         made = talks(CONVERSATIONS, SEED, kinds=KINDS, scripted=True)
-        total = 0
         for talk in interleaved(made, SEED, AT_ONCE):
             answer = await ask(http, url, talk.path, talk.ask(MODEL.name))
             talk.hear(answer.text)
             answers.append(answer)
-            total += due(answer)
-            await observer.until(lambda: heard.stored >= total, PATIENCE_S)  # noqa: B023
-            assert heard.stored == total, f"other blocks were stored than {answer} says"
+            due += stored_by(answer)
+            await observer.until(lambda: heard.stored >= due, PATIENCE_S)  # noqa: B023
+            assert heard.stored == due, f"other blocks were stored than {answer} says"
         after = await scraped(http, url)
-        replayed = await asked_again(replay, heard)
-    return Played(answers, heard, (before, after), replayed)
+    context = zmq.asyncio.Context()
+    replayed = await history(context, engine)
+    context.destroy(linger=0)
+    return Played(answers, heard.messages[first:], (before, after), replayed)
+
+
+def stored_by(answer: Answer) -> int:
+    """Blocks that a request stores: all full ones that were not found."""
+    full = (answer.prompt_tokens + answer.output_tokens - 1) // BLOCK_SIZE
+    return full - answer.cached_tokens // BLOCK_SIZE
 
 
 async def emptied(http: aiohttp.ClientSession, url: str, observer: Observer) -> None:
@@ -147,14 +157,16 @@ async def emptied(http: aiohttp.ClientSession, url: str, observer: Observer) -> 
     vLLM says so at its next step only, so one is made, too short to fill a block.
     """
     heard = observer.heard[NAME]
+    first = len(heard.messages)
     step = {"model": MODEL.name, "prompt": "x", "max_tokens": 1}
     for _ in range(100):
         async with http.post(f"{url}/reset_prefix_cache") as response:
             assert response.status == 200
         await ask(http, url, "/v1/completions", step)
-        if await observer.until(lambda: bool(heard.events), 0.2):
-            break
-    assert {event["type"] for event in heard.events} == {"AllBlocksCleared"}
+        if await observer.until(lambda: len(heard.messages) > first, 0.2):
+            assert heard.events[-1] == CLEARED
+            return
+    raise AssertionError("no event came")
 
 
 async def scraped(http: aiohttp.ClientSession, url: str) -> Metrics:
@@ -167,29 +179,9 @@ async def scraped(http: aiohttp.ClientSession, url: str) -> Metrics:
     }
 
 
-async def asked_again(address: str, heard: Heard) -> list[list[bytes]]:
-    """All that was heard, once more."""
-    context = zmq.asyncio.Context()
-    socket = context.socket(zmq.DEALER)
-    try:
-        socket.connect(address)
-        await socket.send_multipart([b"", heard.messages[0][1]])
-        replayed = []
-        async with asyncio.timeout(PATIENCE_S):
-            while not replayed or replayed[-1][-1]:
-                replayed.append(await socket.recv_multipart())
-    finally:
-        context.destroy(linger=0)
-    return replayed
-
-
 @pytest.fixture(scope="module")
 def real(stack: VllmStack) -> Played:
-    one = stack.engines["engine-2"]
-    events, replay = (
-        f"tcp://{HOST}:{port}" for port in (one.kv_events_port, one.kv_events_replay_port)
-    )
-    return asyncio.run(play(stack.engine_url(one.name), events, replay))
+    return asyncio.run(play(stack.engine_url("engine-2"), stack.engines["engine-2"]))
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +199,7 @@ def simulated(model_folder: Path) -> Played:
 
     async def played() -> Played:
         async with serving(settings) as running:
-            return await play(running.url, f"tcp://{HOST}:{events}", f"tcp://{HOST}:{replay}")
+            return await play(running.url, settings)
 
     return asyncio.run(played())
 
@@ -227,19 +219,16 @@ def test_both_remove_the_same_blocks_in_the_same_order(real: Played, simulated: 
 
 
 def test_events_have_the_same_form(real: Played, simulated: Played) -> None:
-    assert forms(simulated.heard) == forms(real.heard)
+    assert forms(simulated) == forms(real)
+    assert {topic for topic, _, _ in simulated.messages} == {topic for topic, _, _ in real.messages}
 
 
-def forms(heard: Heard) -> dict[str, set[str]]:
-    """Of topics, of batches and of each type of event: fields, and the types of their values."""
-    found: dict[str, set[str]] = {"topic": set(), "batch": set()}
-    for topic, _, payload in heard.messages:
-        batch = msgspec.msgpack.decode(payload)
-        found["topic"].add(topic.decode())
-        found["batch"].add(" ".join(type(part).__name__ for part in batch))
-        for event in batch[1]:
-            fields = " ".join(f"{name}:{form(value)}" for name, value in sorted(event.items()))
-            found.setdefault(event["type"], set()).add(fields)
+def forms(played: Played) -> dict[str, set[str]]:
+    """Of batches and of each type of event: fields, and the types of their values."""
+    found = {"batch": {" ".join(type(p).__name__ for p in batch) for batch in played.batches()}}
+    for event in played.events():
+        fields = " ".join(f"{name}:{form(value)}" for name, value in sorted(event.items()))
+        found.setdefault(event["type"], set()).add(fields)
     return found
 
 
@@ -251,8 +240,8 @@ def form(value: Any) -> str:
 
 def test_messages_come_again_in_the_same_form(real: Played, simulated: Played) -> None:
     for played in (real, simulated):
-        live = [(seq, payload) for _, seq, payload in played.heard.messages]
-        assert [(frames[-2], frames[-1]) for frames in played.replayed[:-1]] == live
+        again = [frames[-3:] for frames in played.replayed[:-1]]
+        assert again[-len(played.messages) :] == played.messages
     assert envelopes(simulated) == envelopes(real)
 
 

@@ -80,13 +80,10 @@ def played(stack: VllmStack, report: dict[str, Any]) -> Played:
 
 
 async def play(stack: VllmStack) -> Played:
-    addresses = {
-        name: f"tcp://127.0.0.1:{one.kv_events_port}" for name, one in stack.engines.items()
-    }
     order: Iterator[Talk] = interleaved(talks(CONVERSATIONS, SEED), SEED, AT_ONCE)
     timeout = aiohttp.ClientTimeout(total=120)
-    async with aiohttp.ClientSession(timeout=timeout) as http, observing(addresses) as observer:
-        player = await Player.begin(http, stack, observer)
+    async with aiohttp.ClientSession(timeout=timeout) as http, observing(stack.engines) as observer:
+        player = Player(http, stack, observer)
         before = await player.play(islice(order, BEFORE))
         held_before = await held_blocks(http, stack, VICTIM)
         stack.kill(VICTIM)
