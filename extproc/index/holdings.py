@@ -29,7 +29,7 @@ _EXPECTED = (Source.PICK, Source.ANSWER)
 """Who asserts a whole chain, none of it confirmed."""
 
 _PLANES = tuple(
-    tuple((tier,) if source in _EXPECTED else (tier, tier + TIERS) for tier in Tier)
+    tuple((tier,) if source in _EXPECTED else (tier, tier + TIERS) for tier in range(TIERS))
     for source in Source
 )
 """The planes that a fact marks, by source and tier."""
@@ -83,7 +83,7 @@ class Holdings:
                 child = tree.first[keys[at]].get(keys[at : at + KEY_BYTES])
                 if child is None:
                     edge = self._append(instance, planes, edge, keys[at:], fact.tenant)
-                    upto = len(edge.keys) // KEY_BYTES
+                    upto = MAX_EDGE  # all of it
                     break
                 if child.parent is not edge:
                     self.refused["conflict"] += 1
@@ -109,8 +109,8 @@ class Holdings:
             self._touch(instance, edge)
         if tier:
             self.on_cpu = True
-        limit = instance.limits[tier]
-        if self.scopes.any or (limit is not None and instance.counts[tier] > limit):
+        limit = instance.limits[planes[0]]
+        if self.scopes.any or (limit is not None and instance.counts[planes[0]] > limit):
             tenant = edge.tenant if edge is not None else ""
             self._begin(self._make_room(instance, tier, tenant))
 
@@ -179,33 +179,36 @@ class Holdings:
         tenant: str,
     ) -> Edge:
         """New blocks after `edge`, in it where that hurts nobody, else in new edges below it."""
-        bit, tree = instance.bit, self.tree
+        bit, start, end = instance.bit, 0, len(keys)
         instance.sums.add(planes, keys)
-        added = len(keys) // KEY_BYTES
-        start = 0
+        instance.counts[planes[0]] += end // KEY_BYTES
         if (
             edge is not None
             and (edge.more is None or not edge.more.kids)
-            and len(edge.keys) < MAX_EDGE * KEY_BYTES
+            and (start := MAX_EDGE * KEY_BYTES - len(edge.keys)) > 0
             and (edge.full == bit or (edge.full & ~bit).bit_count() <= _JOIN_OTHERS)
         ):
             if self.cut is not None:
                 self.cut.save(edge)
-            room = MAX_EDGE * KEY_BYTES - len(edge.keys)
-            tree.extend(edge, keys[:room], instance.slot, bit, planes)
-            start = room
+            fits = keys if end <= start else keys[:start]
+            self.tree.extend(edge, fits, instance.slot, bit, planes)
+            if self.scopes.any:
+                self.count_scopes(instance, edge, len(fits) // KEY_BYTES)
+            if end <= start:
+                return edge
+        else:
+            start = 0
         tenancy = edge.tenancy if edge is not None else self.tenancy(tenant)
-        for at in range(start, len(keys), MAX_EDGE * KEY_BYTES):
-            edge = tree.add(edge, keys[at : at + MAX_EDGE * KEY_BYTES], tenancy)
+        for at in range(start, end, MAX_EDGE * KEY_BYTES):
+            edge = self.tree.add(edge, keys[at : at + MAX_EDGE * KEY_BYTES], tenancy)
             for plane in planes:
                 if plane == SURE_GPU:
                     edge.sure = alone(bit)
                 else:
                     edge.own_plane(plane).full = bit
+            if self.scopes.any:
+                self.count_scopes(instance, edge, edge.size)
         assert edge is not None
-        instance.counts[planes[0]] += added
-        if self.scopes.any:
-            self.count_scopes(instance, edge, added)
         return edge
 
     # Recency
@@ -302,21 +305,31 @@ class Holdings:
         if self.cut is not None:
             self.cut.save_path(edge)  # the queue's entry may go to an edge above
         slot, size = instance.slot, edge.size
-        low = (gone & -gone).bit_length() - 1
+        low, high = (gone & -gone).bit_length() - 1, gone.bit_length()
+        run = (
+            edge.keys[low * KEY_BYTES : high * KEY_BYTES]
+            if gone == (1 << high) - (1 << low)
+            else b""
+        )
         planes = edge.sole(instance.bit)
-        if planes and tier == HELD_GPU and low and gone >> low == (1 << size - low) - 1:
+        if planes and tier == HELD_GPU and low and run and high == size:
             # The usual case: the only holder lets go of the end of a branch.
-            instance.sums.remove(planes, edge.keys[low * KEY_BYTES :])
+            instance.sums.remove(planes, run)
             self.tree.trim(edge, low)
             self._count(instance, tier, edge, low - size)
             return
-        total = block_sum(edge, gone)
+        planes = ()
         for plane in (tier, tier + TIERS):
             had = edge.blocks(plane, slot)
             lost = had & gone
             if lost:
                 edge.own_plane(plane).put(slot, had ^ lost, size)
-                instance.sums.shift(plane, -total if lost == gone else -block_sum(edge, lost))
+                if run and lost == gone:
+                    planes = (*planes, plane)
+                else:
+                    instance.sums.shift(plane, -block_sum(edge, lost))
+        if planes:
+            instance.sums.remove(planes, run)
         self._count(instance, tier, edge, -gone.bit_count())
         cover = edge.plane(tier)
         if cover is None or not cover.holds(slot):
@@ -324,7 +337,7 @@ class Holdings:
             edge.tidy()
             if not edge.has(slot):
                 edge.forget(slot)
-        if gone >> (size - 1):  # its last block may now be nobody's
+        if high == size:  # its last block may now be nobody's
             self.tree.prune(edge)
 
     def _hand_up(self, instance: Instance, tier: int, edge: Edge) -> None:
