@@ -12,8 +12,10 @@ from extproc.index import (
     Tier,
 )
 from extproc.index.scope import BLOCK_BYTES
-from extproc.terms import PackedKeys
-from tests.index.chains import A, B, depths, held, index_of, keys
+from extproc.terms import InstanceId, PackedKeys
+from tests.index.chains import A, B, C, depths, held, index_of, keys, packed
+
+D = InstanceId("d")
 
 
 def test_under_pressure_the_tail_goes_and_the_head_stays() -> None:
@@ -149,3 +151,49 @@ def test_a_chain_that_somebody_still_holds_stays_its_tenants() -> None:
         pass
     index.apply(held(B, "abcdef", source=Source.EVENT))
     assert index.held_blocks(B) == 6, "nobody's now"
+
+
+def others(index: PrefixIndex) -> None:
+    """So many edges that it takes a while to sweep."""
+    index.apply(Joined(D, 16))
+    for number in range(600):
+        index.apply(held(D, chr(0x4E00 + number)))
+
+
+def test_a_tenants_bound_is_kept_when_an_event_brings_the_block_too_many() -> None:
+    index = PrefixIndex(Bounds(tenant_bytes=4 * BLOCK_BYTES))
+    index.apply(Joined(A, 16))
+    index.apply(held(A, "abc", tenant="blue"))
+    index.apply(held(A, "abcdef", after=3, source=Source.EVENT))
+    assert index.held_blocks(A) == 4
+
+
+def test_a_chain_is_nobodys_when_the_last_block_was_dropped_from_it() -> None:
+    index = PrefixIndex(Bounds(tenant_bytes=4 * BLOCK_BYTES))
+    others(index)
+    for name in (A, B):
+        index.apply(Joined(name, 16))
+        index.apply(held(name, "ab", tenant="blue"))
+    index.apply(Left(A))
+    index.apply(Dropped(B, Tier.GPU, packed("ab"), Source.EVENT))
+    assert index.tree.ghosts, "a's edges are not swept out yet"
+    index.apply(held(B, "abcdef", source=Source.EVENT))
+    assert index.held_blocks(B) == 6
+
+
+def test_who_takes_the_slot_of_an_instance_that_left_does_not_hold_its_chains() -> None:
+    index = PrefixIndex(Bounds(tenant_bytes=4 * BLOCK_BYTES))
+    others(index)
+    for name in (A, B):
+        index.apply(Joined(name, 16))
+        index.apply(held(name, "ab", tenant="blue"))
+    slot = index.instances()[1].slot
+    index.apply(Left(A))
+    while index.step():
+        pass
+    index.apply(Joined(C, 16))
+    assert index.instances()[-1].slot == slot
+    index.apply(Left(B))
+    assert index.tree.ghosts, "b's edges are not swept out yet"
+    index.apply(held(C, "abcdef", source=Source.EVENT))
+    assert index.held_blocks(C) == 6
