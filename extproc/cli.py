@@ -37,9 +37,13 @@ def serve(*, config: ConfigFile) -> None:
         The configuration, a YAML file.
     """
     from extproc.config import load_config
+    from extproc.poller import read_where_it_is_waited_for
+
+    read_where_it_is_waited_for()
+    settings = load_config(config)
     from extproc.serve import run
 
-    run(load_config(config), config)
+    run(settings, config)
 
 
 @app.command
