@@ -81,6 +81,8 @@ class ChatTemplate:
         try:
             tree = sandbox.tree(source)
             self._template = sandbox.from_string(source)
+            # Jinja chains two maps, and each rendering copies them name by name.
+            self._template.globals = dict(self._template.globals)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"{name}:{error.lineno}: not a Jinja template: {error}") from None
         self._tokens = dict(tokens)
