@@ -62,15 +62,21 @@ class Loader:
             instance = self.roster.place(state.name, state.block_size, state.endpoint)
             instance.limits = list(state.limits)
             self._instances.append(instance)
-        self._parents = array("Q")
+        self._parents = np.empty(0, np.uint64)
         # Entries of the queues: stamp, place of the instance and tier, edge.
-        self._stamps = array("Q")
-        self._queues = array("I")
-        self._edges = array("I")
+        self._stamps = np.empty(0, np.uint64)
+        self._queues = np.empty(0, np.uint32)
+        self._edges = np.empty(0, np.uint32)
+        self._filled = 0
 
     def slices(self, chunks: Iterable[Chunk]) -> Iterator[int]:
         """All the work, a slice between any two results: how many blocks are loaded so far."""
         try:
+            # Arrays that grew would be copied, all of them in the same slices.
+            self._parents = np.empty(self._head.edges, np.uint64)
+            self._stamps = np.empty(self._head.tails, np.uint64)
+            self._queues = np.empty(self._head.tails, np.uint32)
+            self._edges = np.empty(self._head.tails, np.uint32)
             for _ in self.tree.table.reserve(self._head.blocks):
                 yield 0
         except (ValueError, OverflowError, OSError, MemoryError) as fault:
@@ -119,14 +125,15 @@ class Loader:
         tree.table.insert(np.frombuffer(chunk.keys, np.uint64), np.repeat(ids, sizes))
         tree.edges += len(ids)
         tree.blocks += at // KEY_BYTES
-        self._parents += parents
+        self._parents[first_id - 1 : tree.store.end - 1] = parents
         edges = np.repeat(ids, counts)
         for tier in Tier:
-            tails = np.frombuffer(rows.tails, np.uint8) >> tier & 1 != 0
-            self._stamps.frombytes(np.array(rows.stamps, np.uint64)[tails].tobytes())
-            queues = np.array(rows.holders, np.uint32)[tails] * TIERS + tier
-            self._queues.frombytes(queues.astype(np.uint32).tobytes())
-            self._edges.frombytes(edges[tails].tobytes())
+            tails = np.flatnonzero(np.frombuffer(rows.tails, np.uint8) >> tier & 1)
+            piece = slice(self._filled, self._filled + len(tails))
+            self._stamps[piece] = np.array(rows.stamps, np.uint64)[tails]
+            self._queues[piece] = np.array(rows.holders, np.uint32)[tails] * TIERS + tier
+            self._edges[piece] = edges[tails]
+            self._filled = piece.stop
 
     def _hold_alone(self, edge: Edge, rows: "_Rows", row: int) -> None:
         """`_hold` for the usual edge: one instance has all of it on its GPU."""
@@ -158,8 +165,9 @@ class Loader:
     def _link(self) -> Iterator[int]:
         """Every edge gets its parent."""
         store, find = self.tree.store, self.tree.find
-        for at, number in enumerate(self._parents, 1):
-            if number:
+        parents = memoryview(self._parents)  # type: ignore[arg-type]
+        for at in range(1, store.end):
+            if number := parents[at - 1]:
                 edge, place = store.get(at), find(BlockKey(number))
                 if edge is None or place is None or place[1] != place[0].size - 1:
                     raise SnapshotError("a block's parent is missing")
@@ -170,12 +178,14 @@ class Loader:
 
     def _queue(self) -> Iterator[int]:
         """The order of use of every instance."""
-        stamps, store = self._stamps, self.tree.store
-        for entries in _rising(np.frombuffer(stamps, np.uint64)):
+        store = self.tree.store
+        stamps = memoryview(self._stamps)  # type: ignore[arg-type]
+        queues = memoryview(self._queues)  # type: ignore[arg-type]
+        edges = memoryview(self._edges)  # type: ignore[arg-type]
+        for entries in _rising(self._stamps[: self._filled]):
             for entry in entries:
-                stamp = stamps[entry]
-                edge = store.get(self._edges[entry])
-                place, tier = divmod(self._queues[entry], TIERS)
+                stamp, edge = stamps[entry], store.get(edges[entry])
+                place, tier = divmod(queues[entry], TIERS)
                 assert edge is not None
                 instance = self._instances[place]
                 instance.tails[tier].put(stamp, edge)

@@ -160,6 +160,8 @@ class PrefixIndex:
             position=holdings.now,
             digest=self.digest,
             blocks=tree.blocks,
+            edges=tree.edges,
+            tails=sum(len(tails) for i in self.instances() for tails in i.tails),
             instances=tuple(
                 InstanceState(i.name, i.block_size, i.endpoint, tuple(i.limits))
                 for i in self.instances()

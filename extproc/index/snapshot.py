@@ -55,15 +55,17 @@ class Head(Struct, frozen=True, tag="head"):
     """First piece of a snapshot.
 
     version: the writer's `FOLD_VERSION`. position: facts folded so far. digest: the index's digest,
-    which the loaded index must have too. blocks: how many there are at most, for the table's size.
-    instances: in the order of joining; `Edges.holders` counts them from 0. evicted, refused: the
-    counters of `IndexStats`.
+    which the loaded index must have too. blocks, edges, tails: at most so many of each follow, so
+    that room can be made at once. instances: in the order of joining; `Edges.holders` counts them
+    from 0. evicted, refused: the counters of `IndexStats`.
     """
 
     version: int
     position: int
     digest: int
     blocks: int
+    edges: int
+    tails: int
     instances: tuple[InstanceState, ...]
     evicted: dict[str, int]
     refused: dict[str, int]
