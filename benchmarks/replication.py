@@ -42,6 +42,7 @@ from extproc.config import EtcdLog as EtcdSettings
 from extproc.demo.engine import DEMO_TOKENIZER
 from extproc.demo.processes import Process, stop
 from extproc.demo.stack import _binary, _free_ports
+from extproc.engines import Members
 from extproc.index import Bounds, Depths, Fact, Held, Joined, PrefixIndex, Source, Tier
 from extproc.log import FactLog, IndexSnapshots, MemoryLog
 from extproc.log.etcd import EtcdLog
@@ -110,7 +111,7 @@ class Replica:
         self.written: dict[bytes, float] = {}
         snapshots = IndexSnapshots(POOL, self.index, lambda: log.secret(POOL) or b"")
         log.subscribe(POOL, self._apply, self.index.reset, snapshots)
-        log.share(POOL, SharedLoad(self.ledger, lambda: RATE))
+        log.share(POOL, SharedLoad(self.ledger, lambda: RATE, Members(), lambda _: True))
 
     def _apply(self, _: int, fact: Fact) -> None:
         self.index.apply(fact)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ async def etcd(tmp_path: Path) -> AsyncIterator[Cluster]:
 async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with cluster(tmp_path, members=3) as running:
         yield running
+
+
+def has_facts(one: Replica, count: int) -> bool:
+    return len(one.facts) == count
 
 
 async def all_came_back(*replicas: Replica) -> None:
@@ -135,6 +140,37 @@ async def test_a_record_that_was_tampered_with_is_left_out_by_all_alike(etcd: Cl
             for each in (one, other, late):
                 assert each.state.fold.rejected == {"checksum": 1, "malformed": 1, "place": 1}
                 assert depths(each.index, "xyzuv") == {"a": 5}
+
+
+async def test_what_is_written_over_a_record_counts_for_nobody(etcd: Cluster) -> None:
+    async with replica(etcd) as one, replica(etcd) as other:
+        one.append(Joined(A, 16), Joined(B, 16))
+        await one.settled()
+        one.append(held(A, "xyz"))
+        await one.settled()
+        other.append(held(B, "uv"))
+        await other.settled()
+        await one.put(one.state.keys.record(one.state.outbox.writer, 2).decode(), b"another")
+        reason = "a record was written over"
+        for each in (one, other):
+            await until(partial(each.number, "homing_log_reloads_total", reason=reason))
+            await until(partial(has_facts, each, 3))
+        async with replica(etcd) as late:
+            await alike(one, other, late)
+            for each in (one, other, late):
+                assert (depths(each.index, "xyz"), depths(each.index, "uv")) == ({}, {"b": 2})
+
+
+async def test_what_is_written_over_no_record_leaves_replicas_alike(etcd: Cluster) -> None:
+    async with replica(etcd) as one:
+        for _ in range(2):
+            await one.put(f"/homing/{POOL}/log/0123456789abcdef/0000000001", b"damaged")
+            one.append(Joined(A, 16), held(A, "xyz"))
+            await one.settled()
+        await one.put(f"/homing/{POOL}/log/0123456789abcdef/0000000001", b"damaged again")
+        async with replica(etcd) as late:
+            await alike(one, late)
+            assert depths(late.index, "xyz") == {"a": 3}
 
 
 async def test_a_log_that_takes_no_more_is_waited_for_and_bounds_the_backlog(

@@ -52,6 +52,14 @@ def test_what_is_written_over_a_record_does_not_count() -> None:
     assert (fold.rejected, fold.writers) == ({"rewritten": 1}, {})
 
 
+def test_what_is_written_over_a_record_moves_nothing() -> None:
+    fold, _ = reader()
+    fold.take(*record(OTHER, 1, Left(A)), 5, True)
+    fold.take(*record(OTHER, 2, Left(A)), 6, True)
+    fold.take(*record(OTHER, 1, Left(B)), 5, False)
+    assert fold.revision == 6
+
+
 def test_own_records_settle_and_are_taken_as_they_were_appended() -> None:
     fold, outbox = reader()
     facts = (Joined(A, 16), held(A, "xyz"))

@@ -15,8 +15,9 @@ A writer is a replica's process, and writes again within its backlog's lifetime 
 class Fold:
     """How far the log was read, and what was in it.
 
-    revision: of the last record. writers: writer → seq of its last record, in the order in which
-    they were last heard of; with the revision, all that a snapshot must carry besides the index.
+    revision: at which the last record was created. writers: writer → seq of its last record, in
+    the order in which they were last heard of; with the revision, all that a snapshot must carry
+    besides the index.
     rejected: records that were left out, by reason: `place`, `rewritten`, `checksum`, `malformed`,
     `repeated` (written again after it was trimmed). skipped: facts of good records that were left
     out, of a later version or out of bounds. All of it depends on the log alone.
@@ -43,10 +44,11 @@ class Fold:
     ) -> tuple[tuple[Fact, ...], Batch | None]:
         """The next record's facts, none where it is left out; and the batch, where it is ours.
 
-        name: its key after the log's prefix. revision: of the change, at or above the last. first:
-        whether the change created the key; nothing that is written over a record counts.
+        name: its key after the log's prefix. revision: at which the key was created. first: whether
+        its value is still the first; nothing that is written over a record counts.
         """
-        self.revision = revision
+        # One written over comes again, at a revision that who reads the log later finds nowhere.
+        self.revision = max(self.revision, revision)
         place = read_place(name)
         if place is None:
             self.rejected["place"] += 1

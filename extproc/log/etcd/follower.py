@@ -194,8 +194,11 @@ class Follower:
         self._read_to = kv.mod_revision
         if kv.key == state.keys.pointer:
             self._pointed(kv.value)
-        else:
-            await self._record(kv)
+            return
+        await self._record(kv)
+        if state.snapshot < kv.create_revision < kv.mod_revision:
+            # Its facts count here, and for nobody who reads the log from now on.
+            raise StartOver("a record was written over")
 
     def _pointed(self, value: bytes) -> None:
         """There is a new snapshot."""
@@ -207,7 +210,7 @@ class Follower:
             return
         state.snapshot = pointer.revision
         state.size.cut(pointer.revision)
-        if not state.whole:
+        if not state.whole or state.fold.rejected["rewritten"]:
             raise StartOver("new snapshot")  # which may have what this replica lacks
 
     async def _record(self, kv: Any) -> None:
@@ -215,7 +218,7 @@ class Follower:
         name = kv.key[len(state.keys.log) :]
         state.size.add(kv.mod_revision, len(kv.key) + len(kv.value))
         first = kv.create_revision == kv.mod_revision
-        facts, own = state.fold.take(name, kv.value, kv.mod_revision, first)
+        facts, own = state.fold.take(name, kv.value, kv.create_revision, first)
         for fact in facts:
             state.give(kv.mod_revision, fact)
         if facts and own is None:
