@@ -4,6 +4,7 @@ SIGTERM, SIGINT: drain, then end; once more: end at once. SIGHUP: reload.
 """
 
 import asyncio
+import gc
 import signal
 from pathlib import Path
 
@@ -54,4 +55,8 @@ async def _serve(settings: config.Config, path: Path) -> None:
 
 async def _work(app: App, reloader: Reloader) -> None:
     await app.start()
+    # What is there now stays: the collector need not look at it again, on Python 3.14 least of all,
+    # where it would look at every dict of an index that was loaded (docs/index.md).
+    gc.collect()
+    gc.freeze()
     await reloader.run()
