@@ -45,11 +45,12 @@ class EngineModel:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request on an engine. cached: tokens that hit, known when its prefill starts."""
+    """A request on an engine. cached: tokens that hit; with prefill_s known when that starts."""
 
     request: Request
     at: float
     cached: int = 0
+    prefill_s: float = 0.0
     prefill_ends: float = 0.0
     first_token: float = 0.0
 
@@ -150,6 +151,7 @@ class Engine:
         most = (request.tokens - 1) // self.block_size
         job.cached = min(depth.gpu, most) * self.block_size if depth else 0
         seconds = self.model.prefill_s(request.tokens, job.cached, len(self._decoding))
+        job.prefill_s = seconds
         job.prefill_ends = now + seconds
         self.busy_s += seconds
         self._hold(request.keys)

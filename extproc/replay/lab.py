@@ -74,7 +74,7 @@ def replay(
         for job in first:
             if setting.sees_first_token:
                 router.first_token(placements[id(job)], now)
-            outcome.first_token(job, placements[id(job)].score.cached_tokens)
+            outcome.first_token(job, number, placements[id(job)].score.cached_tokens)
         for job in ended:
             router.ended(placements.pop(id(job)))
             outcome.ended(job, number, now)

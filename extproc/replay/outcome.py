@@ -31,15 +31,22 @@ class Summary:
 
 
 class Outcome:
-    """Collects; a few bytes a request."""
+    """Collects; 42 bytes a request, in the order of first tokens.
+
+    at: arrival, seconds; ttft, prefill_s: seconds; engine: its number; prompt, cached: tokens;
+    conversation: as the trace numbers them.
+    """
 
     def __init__(self, engines: int) -> None:
         self.requests = 0
-        self.ttft = array("d")
         self.at = array("d")
+        self.ttft = array("d")
+        self.prefill_s = array("d")
+        self.engine = array("H")
+        self.prompt = array("I")
+        self.cached = array("I")
+        self.conversation = array("q")
         self.picks = array("l", [0]) * engines
-        self._prompt = 0
-        self._cached = 0
         self._predicted = 0
         self._end = 0.0
         self._busy: list[float] = []
@@ -49,12 +56,15 @@ class Outcome:
         self.requests += 1
         self.picks[engine] += 1
 
-    def first_token(self, job: Job, predicted: int) -> None:
+    def first_token(self, job: Job, engine: int, predicted: int) -> None:
         """Its prefill ended. predicted: cached tokens that the router believed in."""
-        self.ttft.append(job.first_token - job.request.at)
         self.at.append(job.request.at)
-        self._prompt += job.request.tokens
-        self._cached += job.cached
+        self.ttft.append(job.first_token - job.request.at)
+        self.prefill_s.append(job.prefill_s)
+        self.engine.append(engine)
+        self.prompt.append(job.request.tokens)
+        self.cached.append(job.cached)
+        self.conversation.append(job.request.conversation)
         self._predicted += predicted
 
     def ended(self, job: Job, engine: int, now: float) -> None:
@@ -70,9 +80,10 @@ class Outcome:
         ttft = np.frombuffer(self.ttft)
         p50, p90, p99 = (float(q) for q in np.quantile(ttft, (0.5, 0.9, 0.99)))
         mean_busy = sum(self._busy) / len(self._busy)
+        prompt, cached = sum(self.prompt), sum(self.cached)
         return Summary(
             requests=self.requests,
-            hit=self._cached / self._prompt,
+            hit=cached / prompt,
             ttft_mean=float(ttft.mean()),
             ttft_p50=p50,
             ttft_p90=p90,
@@ -81,5 +92,5 @@ class Outcome:
             within_5s=float((ttft <= 5).mean()),
             imbalance=max(self._busy) / mean_busy if mean_busy else 1.0,
             utilisation=mean_busy / self._end if self._end else 0.0,
-            predicted_over=(self._predicted - self._cached) / self._prompt,
+            predicted_over=(self._predicted - cached) / prompt,
         )
