@@ -25,14 +25,18 @@ REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
 
+LEFT_OUT = 3
+"""Exit status where vLLM cannot be on this machine: no fault of it or of ours."""
+
+
 class Missing(Exception):
-    """Something that no Python package brings."""
+    """Something that no package on PyPI brings."""
 
 
 def vllm_python() -> Path:
     """The Python that has vLLM, installed now if it is not there. Safe to call from many processes.
 
-    Raises Missing where the machine lacks a library.
+    Raises Missing where the machine lacks a library, or cannot reach torch's build for the CPU.
     """
     _check_libnuma()
     target = CACHE / "vllm"
@@ -52,7 +56,9 @@ def _install(target: Path, python: Path) -> None:
     venv.create(target, with_pip=True)
     pip: list[str | Path] = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile"]
     if subprocess.run([*pip, TORCH], stderr=subprocess.DEVNULL).returncode:
-        subprocess.run([*pip, "--index-url", TORCH_INDEX, TORCH], check=True)
+        pip_there = [*pip, "--retries", "1", "--index-url", TORCH_INDEX, TORCH]
+        if subprocess.run(pip_there, stderr=subprocess.DEVNULL).returncode:
+            raise Missing(f"{TORCH} is not where pip looks, and {TORCH_INDEX} is not reached")
     subprocess.run([*pip, "--requirement", REQUIREMENTS], check=True)
 
 
@@ -67,4 +73,5 @@ if __name__ == "__main__":
     try:
         print(vllm_python())
     except Missing as missing:
-        sys.exit(str(missing))
+        print(missing, file=sys.stderr)
+        sys.exit(LEFT_OUT)
