@@ -14,6 +14,7 @@ from rich.table import Table
 
 from extproc.errors import ConfigError
 from extproc.replay.baselines import BASELINES
+from extproc.replay.curves import Curves, curves
 from extproc.replay.engine import EngineModel
 from extproc.replay.formats import Mooncake, Turns, format_of
 from extproc.replay.lab import Setting, replay
@@ -57,6 +58,7 @@ def run_replay(
     *,
     policy: Annotated[tuple[str, ...], Parameter(negative="")] = tuple(NAMES),
     json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    html: Path | None = None,
     options: Options = Options(),
 ) -> None:
     """Replay a trace in virtual time and compare routing policies (docs/replay.md).
@@ -73,12 +75,16 @@ def run_replay(
         A policy's name, given once for each; all if not given.
     json_output
         Print a list of objects instead of a table.
+    html
+        Write a report with plots into this file, too.
     """
     unknown = [name for name in policy if name not in NAMES]
     if unknown:
         raise ConfigError(f"no policy is called {unknown[0]}; there are: {', '.join(NAMES)}")
     known = format_of(trace)
+    page = _page_maker() if html else None
     rows = {}
+    drawn: dict[str, Curves] = {}
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description} {task.completed} requests"),
@@ -93,17 +99,33 @@ def run_replay(
                 if requests % _EVERY == 0:
                     progress.update(task, completed=requests)  # type: ignore[arg-type]
 
-            runs = [
-                replay(traffic, NAMES[name](), _setting(options), look).summary()
-                for traffic in _traffic(known, trace, options)
-            ]
+            runs = []
+            for traffic in _traffic(known, trace, options):
+                outcome = replay(traffic, NAMES[name](), _setting(options), look)
+                runs.append(outcome.summary())
+                if page and name not in drawn:
+                    drawn[name] = curves(outcome)
             rows[name] = mean(runs)
             progress.remove_task(task)
+    if html and page:
+        facts = {field.name: str(getattr(options, field.name)) for field in fields(options)}
+        html.write_text(page(trace.name, facts, rows, drawn))
     if json_output:
         json.dump([{"policy": name, **asdict(row)} for name, row in rows.items()], sys.stdout)
         print()
     else:
         Console().print(_table(rows))
+
+
+def _page_maker() -> Callable[..., str]:
+    """`report.page`, or why there is none: asked for before the replays, not after."""
+    try:
+        from extproc.replay.report import page
+    except ImportError as missing:
+        raise ConfigError(
+            f"--html needs the extra `report`: pip install 'homing[report]' ({missing.name})"
+        ) from None
+    return page
 
 
 def mean(runs: Sequence[Summary]) -> Summary:
