@@ -47,7 +47,7 @@ from extproc.index import Bounds, Depths, Fact, Held, Joined, PrefixIndex, Sourc
 from extproc.log import FactLog, IndexSnapshots, MemoryLog
 from extproc.log.etcd import EtcdLog
 from extproc.log.pending import Pending
-from extproc.routing import LoadLedger, Ticket
+from extproc.routing import Outlook, Speed, Ticket
 from extproc.serve.shared_load import SharedLoad
 from extproc.telemetry import Metrics
 from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, InstanceId, PackedKeys
@@ -106,12 +106,12 @@ class Replica:
         self.load = load
         self.index = PrefixIndex()
         self.pending = Pending(Bounds())
-        self.ledger = LoadLedger()
+        self.outlook = Outlook(Speed(RATE), time.monotonic())
         self.seen: dict[bytes, float] = {}
         self.written: dict[bytes, float] = {}
         snapshots = IndexSnapshots(POOL, self.index, lambda: log.secret(POOL) or b"")
         log.subscribe(POOL, self._apply, self.index.reset, snapshots)
-        log.share(POOL, SharedLoad(self.ledger, lambda: RATE, Members(), lambda _: True))
+        log.share(POOL, SharedLoad(self.outlook, Members(), lambda _: True))
 
     def _apply(self, _: int, fact: Fact) -> None:
         self.index.apply(fact)

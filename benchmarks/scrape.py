@@ -97,7 +97,7 @@ async def homing(ports: list[int], seconds: float, *, scraping: bool) -> tuple[f
     await app.start()
     (served,) = app.pools
     for instance in served.instances[::2]:
-        served.load.start(instance.id, 1000.0, time.monotonic(), 16_000.0)
+        served.outlook.start(instance.id, 1000.0, time.monotonic())
     await asyncio.sleep(min(3.0, seconds))
 
     def scrapes() -> float:

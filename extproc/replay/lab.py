@@ -8,7 +8,7 @@ from extproc.replay.engine import Engine, EngineModel, Job
 from extproc.replay.outcome import Outcome
 from extproc.replay.router import Placement, Router
 from extproc.replay.traffic import Request, Traffic
-from extproc.routing import Policy
+from extproc.routing import Policy, Speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,9 @@ def replay(
     block = traffic.block_size
     capacity = setting.capacity_tokens // block
     engines = [Engine(setting.engine, capacity, block) for _ in range(setting.instances)]
-    router = Router(
-        policy,
-        setting.instances,
-        capacity,
-        block,
-        setting.engine.prefill_rate,
-        setting.engine.overhead_s if setting.knows_overhead else 0.0,
-    )
+    overhead_s = setting.engine.overhead_s if setting.knows_overhead else 0.0
+    speed = Speed(setting.engine.prefill_rate, overhead_s)
+    router = Router(policy, setting.instances, capacity, block, speed)
     placements: dict[int, Placement] = {}
     outcome = Outcome(setting.instances)
     arrivals = traffic.arrivals()

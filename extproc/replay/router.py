@@ -1,25 +1,21 @@
 """A replica of the product in virtual time: its index, its load ledger, a policy."""
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from extproc.index import Capacity, Depths, Held, Joined, PrefixIndex, Source, Tier
 from extproc.replay.traffic import Request
 from extproc.routing import (
+    Candidate,
     InstanceView,
-    LoadLedger,
+    Outlook,
     Policy,
-    PoolView,
     Score,
+    Speed,
     Ticket,
     Turn,
-    Utilisation,
 )
 from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, Endpoint, InstanceId, PackedKeys
-
-OVER = float(os.environ.get("OVER", "0"))
-
 
 _NO_KEYS = PackedKeys(b"")
 
@@ -62,32 +58,22 @@ class Placement:
 class Router:
     """Places requests as the product does: match, choose, expect.
 
-    rate: the guess of the prefill rate, tokens a second, the same for all. overhead_s: what every
-    prefill takes beside its tokens; it waits like tokens do. Whether first tokens are seen is up to
-    the caller: `first_token` is called or not.
+    speed: the guess of what a prefill takes, the same for all engines; `outlook.rates` may be told
+    better. Whether first tokens are seen is up to the caller: `first_token` is called or not.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        engines: int,
-        capacity: int,
-        block_size: int,
-        rate: float,
-        overhead_s: float = 0.0,
+        self, policy: Policy, engines: int, capacity: int, block_size: int, speed: Speed
     ) -> None:
         self.policy = policy
         self.index = PrefixIndex()
-        self.load = LoadLedger()
-        self.utilisation = Utilisation(0.0)
+        self.outlook = Outlook(speed, 0.0)
         self.names = [InstanceId(f"i{number}") for number in range(engines)]
         self._endpoints = [Endpoint(f"10.0.0.1:{8000 + number}") for number in range(engines)]
         self._number = {name: number for number, name in enumerate(self.names)}
         self._active = [0.0] * engines
         self._capacity = capacity
         self._block = block_size
-        self._rate = rate
-        self._overhead = overhead_s * rate
         self._turns = 0
         for name in self.names:
             self.index.apply(Joined(name, block_size))
@@ -96,18 +82,18 @@ class Router:
     def place(self, request: Request, now: float, up: Sequence[int] | None = None) -> Placement:
         """Choose an engine and expect the prompt there. up: the engines that may be chosen."""
         depths = self.index.match(request.keys)
-        most = (request.tokens - 1) // self._block
         self._turns += 1
-        turn = LabTurn(request.tokens, self._turns, now, request.conversation, request.keys)
-        views = [
-            self._view(number, depths, most, now)
-            for number in (range(len(self.names)) if up is None else up)
-        ]
-        utilisation = self.utilisation.at(now, len(views))
-        best = self.policy.rank(turn, PoolView(views, self._rate, utilisation)).best
+        turn = LabTurn(
+            request.tokens,
+            self._turns,
+            at=now,
+            conversation=request.conversation,
+            keys=request.keys,
+        )
+        eligible = range(len(self.names)) if up is None else up
+        best = self._rank(turn, eligible, depths, now)
         uncached = float(request.tokens - best.cached_tokens)
-        ticket = self.load.start(best.instance, uncached + self._overhead, now, self._rate)
-        self.utilisation.assign(uncached / self._rate)
+        ticket = self.outlook.start(best.instance, uncached, now)
         number = self._number[best.instance]
         self._active[number] += request.tokens
         depth = depths.get(best.instance)
@@ -129,29 +115,39 @@ class Router:
 
     def first_token(self, placement: Placement, now: float) -> None:
         """Its prefill ended."""
-        self.load.computed(placement.ticket, now, self._rate)
+        self.outlook.computed(placement.ticket, now)
 
     def ended(self, placement: Placement) -> None:
         """Its answer ended: the next turn will show it, so it is expected from now on."""
-        self.load.end(placement.ticket)
+        self.outlook.ledger.end(placement.ticket)
         self._active[placement.engine] -= placement.request.tokens
         if placement.request.answered is not placement.request.keys:
             self.expect(placement.engine, placement.request.answered)
 
-    def _view(
-        self, number: int, depths: dict[InstanceId, Depths], most: int, now: float
-    ) -> LabView:
-        name = self.names[number]
-        waiting, in_flight = self.load.of(name, now, self._rate)
-        depth = depths.get(name)
+    def _rank(
+        self,
+        turn: LabTurn,
+        eligible: Sequence[int],
+        depths: Mapping[InstanceId, Depths],
+        now: float,
+    ) -> Score:
+        most = ((turn.tokens or 1) - 1) // self._block
+        candidates = []
+        for number in eligible:
+            depth = depths.get(self.names[number])
+            cached = min(depth.gpu, most) * self._block if depth else 0
+            candidates.append(Candidate(self.names[number], self._endpoints[number], cached))
+        loads = self.outlook.loads([one.instance for one in candidates], now)
+        pool = self.outlook.view(candidates, loads, len(eligible), now)
+        shown = [
+            self._shown(view, number) for view, number in zip(pool.instances, eligible, strict=True)
+        ]
+        return self.policy.rank(turn, replace(pool, instances=shown)).best
+
+    def _shown(self, view: InstanceView, number: int) -> LabView:
         return LabView(
-            instance=name,
-            endpoint=self._endpoints[number],
-            cached_tokens=min(depth.gpu, most) * self._block if depth else 0,
-            waiting_tokens=waiting,
-            in_flight=in_flight,
-            prefill_rate=self._rate,
+            **{name: getattr(view, name) for name in InstanceView.__slots__},
             active_tokens=self._active[number],
-            held_tokens=self.index.held_blocks(name) * self._block,
+            held_tokens=self.index.held_blocks(view.instance) * self._block,
             capacity_tokens=self._capacity * self._block,
         )

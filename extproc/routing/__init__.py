@@ -1,20 +1,27 @@
 """Which instance a turn goes to: views in, a ranking with reasons out. No I/O, no clock."""
 
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
+from extproc.routing.outlook import Arrivals, Candidate, Outlook
 from extproc.routing.policy import POLICIES, Policy
 from extproc.routing.priced import PricedTTFT
+from extproc.routing.rates import Rates, Speed
 from extproc.routing.views import InstanceView, PoolView, Ranking, Score, Turn
 
 __all__ = [
     "POLICIES",
+    "Arrivals",
+    "Candidate",
     "InstanceView",
     "Load",
     "LoadLedger",
+    "Outlook",
     "Policy",
     "PoolView",
     "PricedTTFT",
     "Ranking",
+    "Rates",
     "Score",
+    "Speed",
     "Ticket",
     "Turn",
     "Utilisation",

@@ -4,11 +4,14 @@ No clock of its own, no I/O: every call is told the time, and somebody else carr
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from extproc.terms import InstanceId
+
+Rate: TypeAlias = Callable[[InstanceId], float]
+"""Tokens a second that an instance prefills."""
 
 FRESH_S = 5.0
 """So long after the last sign of life from the other side of the reports they count in full."""
@@ -191,17 +194,17 @@ class LoadLedger:
         """Requests that the other replicas have in flight in the whole pool, as far as is known."""
         return round(self._trust(now) * sum(q.others_in_flight for q in self._queues.values()))
 
-    def own(self, now: float, rate: float) -> dict[InstanceId, Load]:
+    def own(self, now: float, rate: Rate) -> dict[InstanceId, Load]:
         """What this replica has to report: instances where it has something in flight."""
         report = {}
         for instance, queue in self._queues.items():
             if queue.in_flight:
-                queue.advance(now, rate)
+                queue.advance(now, rate(instance))
                 report[instance] = Load(queue.waiting, queue.in_flight)
         return report
 
     def report(
-        self, replica: str, loads: Mapping[InstanceId, Load], now: float, rate: float
+        self, replica: str, loads: Mapping[InstanceId, Load], now: float, rate: Rate
     ) -> None:
         """Another replica has this in flight now, and nothing else. Negative counts are none."""
         self.forget(replica)
@@ -209,7 +212,7 @@ class LoadLedger:
         for instance, load in loads.items():
             waiting, in_flight = max(load.waiting, 0.0), max(load.in_flight, 0)
             if in_flight:
-                queue = self._queue(instance, now, rate)
+                queue = self._queue(instance, now, rate(instance))
                 queue.others += waiting
                 queue.others_in_flight += in_flight
                 shares[instance] = _Share(waiting / queue.scale, in_flight, queue.round)

@@ -7,14 +7,19 @@ from extproc.routing.views import InstanceView, PoolView, Ranking, Score, Turn
 
 @dataclass(frozen=True, slots=True)
 class PricedTTFT:
-    """`cost(i) = wait(i) + u(i)/r(i) + u(i)/R · ρ/(1-ρ)`; the lowest wins.
+    """`cost(i) = wait(i) + o(i) + u(i)/r(i) + u(i)/R · (ρ + λ·W)/(1-ρ)`; the lowest wins.
 
     u: uncached tokens of this prompt on instance i, and what reading back those on a slower tier
-    costs; r: its prefill rate; R: the pool's mean rate; ρ: the pool's prefill utilisation. The last
-    term is the delay that this prefill inflicts on later arrivals (M/G/1: one second of work delays
-    others by ρ/(1-ρ) seconds), so locality counts more the busier the pool is, with no knob to
-    turn. It is charged on token counts at the pool's rate: a rate that is wrong for one instance
-    then cannot drive everything away from it.
+    costs; r, o: its prefill rate, and what a prefill takes there beside its tokens; R: the pool's
+    mean rate; ρ: the pool's prefill utilisation; λ: arrivals a second and instance; W: the wait at
+    the instance where it is least.
+
+    The last term is the delay that this prefill inflicts on others, so locality counts more the
+    busier the pool is, with no knob to turn. One second of work delays those who come later by
+    ρ/(1-ρ) seconds in the long run (M/G/1). And where everybody waits, even at the best instance,
+    the λ·W that come meanwhile find the work of now before them, each a second more, and their own
+    work delays others in turn. It is charged on token counts at the pool's rate: a rate that is
+    wrong for one instance then cannot drive everything away from it.
 
     Equal costs: fewest requests in flight, then round the instances with `turn.tiebreak`, so that
     an idle pool is filled evenly. A prompt whose tokens are unknown is placed by wait alone.
@@ -22,7 +27,10 @@ class PricedTTFT:
 
     def rank(self, turn: Turn, pool: PoolView) -> Ranking:
         """Every eligible instance, cheapest first. O(n log n) in their number."""
-        price_rate = pool.utilisation / (1.0 - pool.utilisation) / pool.prefill_rate
+        rho = pool.utilisation
+        least_wait = min(view.waiting_tokens / view.prefill_rate for view in pool.instances)
+        delayed = (rho + pool.arrival_rate * least_wait) / (1.0 - rho)
+        price_rate = delayed / pool.prefill_rate
         count = len(pool.instances)
 
         def score(view: InstanceView) -> Score:
@@ -32,8 +40,8 @@ class PricedTTFT:
                 instance=view.instance,
                 endpoint=view.endpoint,
                 cached_tokens=view.cached_tokens,
-                wait_s=view.waiting_tokens / view.prefill_rate,
-                prefill_s=uncached / view.prefill_rate,
+                wait_s=view.waiting_tokens / view.prefill_rate * turn.wait_weight,
+                prefill_s=uncached / view.prefill_rate + view.overhead_s,
                 price_s=uncached * price_rate,
             )
 

@@ -12,10 +12,15 @@ class Turn:
 
     tokens: prompt tokens; None where they are not known.
     tiebreak: any number that differs from request to request; equal costs rotate with it.
+    wait_weight: what a second of its own wait counts; less for one that is in no hurry.
+    returns_s: seconds from the end of its answer to the conversation's next turn, where something
+        tells.
     """
 
     tokens: int | None
     tiebreak: int = 0
+    wait_weight: float = 1.0
+    returns_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class InstanceView:
     prefill_rate: uncached tokens a second that it computes.
     reload_tokens: what it costs to read back those of the cached tokens that are on a slower tier,
         in uncached tokens that take as long.
+    overhead_s: what a prefill takes there beside its tokens.
     """
 
     instance: InstanceId
@@ -37,6 +43,7 @@ class InstanceView:
     in_flight: int
     prefill_rate: float
     reload_tokens: float = 0.0
+    overhead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +52,15 @@ class PoolView:
 
     prefill_rate: the pool's mean, tokens a second.
     utilisation: share of the pool's prefill time in use, 0 to below 1.
+    arrival_rate: requests a second, for each instance of the pool.
+    overhead_s: the pool's mean.
     """
 
     instances: Sequence[InstanceView]
     prefill_rate: float
     utilisation: float
+    arrival_rate: float = 0.0
+    overhead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

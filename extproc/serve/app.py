@@ -10,7 +10,7 @@ from extproc.index import Bounds, Cleared, Fact, Joined, PrefixIndex, Source
 from extproc.log import IndexSnapshots
 from extproc.log.pending import Pending
 from extproc.prompt import ServedModel
-from extproc.routing import Utilisation
+from extproc.routing import Outlook, Speed
 from extproc.serve.admin import Admin
 from extproc.serve.digests import Digests
 from extproc.serve.drain import drain
@@ -161,14 +161,10 @@ class App:
                     self._begun_anew(name, fact)
 
             log.subscribe(name, apply, digests.reset, snapshots)
-            pool = Pool(listed, log, index, digests, Utilisation(monotonic()), Pending(bounds))
+            outlook = Outlook(Speed(listed.prefill_rate), monotonic())
+            pool = Pool(listed, log, index, digests, outlook, Pending(bounds))
             self._known[name] = pool
-            share = SharedLoad(
-                pool.load,
-                lambda: pool.config.prefill_rate,
-                pool.members,
-                partial(log.reads, name),
-            )
+            share = SharedLoad(outlook, pool.members, partial(log.reads, name))
             log.share(name, share)
         pool.configure(listed)
         pool.take_secret()

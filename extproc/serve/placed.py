@@ -44,9 +44,7 @@ class Placed:
 
     def start(self, depths: Sequence[Depths], now: float) -> None:
         """The instance was picked. depths: what the index has of each chain for it."""
-        rate = self.pool.config.prefill_rate
-        self._ticket = self.pool.load.start(self.instance, self.uncached, now, rate)
-        self.pool.utilisation.assign(self.uncached / rate)
+        self._ticket = self.pool.outlook.start(self.instance, self.uncached, now)
         self._expect(depths)
 
     def answered(self, answer: Answered) -> None:

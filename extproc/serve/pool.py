@@ -12,7 +12,15 @@ from extproc.index import Depths, Dropped, Expired, Fact, Held, PrefixIndex
 from extproc.log import FactLog
 from extproc.log.pending import Pending
 from extproc.prompt import Chain, ServedModel
-from extproc.routing import POLICIES, InstanceView, LoadLedger, Policy, PoolView, Utilisation
+from extproc.routing import (
+    POLICIES,
+    Candidate,
+    LoadLedger,
+    Outlook,
+    Policy,
+    PoolView,
+    Speed,
+)
 from extproc.serve.digests import Digests
 from extproc.serve.expectations import Expectations
 from extproc.serve.roster import Roster
@@ -53,10 +61,9 @@ class Pool:
     log: FactLog
     index: PrefixIndex
     digests: Digests
-    utilisation: Utilisation
+    outlook: Outlook
     pending: Pending
     policy: Policy = field(default_factory=POLICIES["priced"])
-    load: LoadLedger = field(default_factory=LoadLedger)
     models: dict[str, ServedModel] = field(default_factory=dict)
     model_names: frozenset[str] = frozenset()
     adapters: frozenset[str] = frozenset()
@@ -69,6 +76,11 @@ class Pool:
     roster: Roster | None = None
     _shared: bytes | None = None
     _enrolled: int = 0
+
+    @property
+    def load(self) -> LoadLedger:
+        """What is in flight where."""
+        return self.outlook.ledger
 
     @property
     def name(self) -> str:
@@ -132,6 +144,7 @@ class Pool:
         Those that a discovery found stay until it says otherwise. `enrol` tells the log.
         """
         self.config = listed
+        self.outlook.rates.assume(Speed(listed.prefill_rate))
         if listed.discovery is None:
             scraped = listed.metrics != "off"
             self.members.set_instances([instance_of(one, scraped) for one in listed.instances])
@@ -194,33 +207,25 @@ class Pool:
         """
         events = self.config.events
         slow_price = events.cpu_price if events is not None else 0.0
-        rate = self.config.prefill_rate
-        ours = [self.load.of(instance.id, now, rate) for instance in eligible]
+        ours = self.outlook.loads([instance.id for instance in eligible], now)
         loads = self.members.conditions.loads(eligible, ours, now)
-        views = [
-            InstanceView(
-                instance=instance.id,
-                endpoint=instance.endpoint,
-                cached_tokens=held.tokens,
-                waiting_tokens=load.waiting,
-                in_flight=load.in_flight,
-                prefill_rate=rate,
-                reload_tokens=held.slow * slow_price,
-            )
-            for instance, load in zip(eligible, loads, strict=True)
+        candidates = [
+            Candidate(instance.id, instance.endpoint, held.tokens, held.slow * slow_price)
+            for instance in eligible
             for held in (cached.get(instance.id, NOTHING),)
         ]
-        return PoolView(views, rate, self.utilisation.at(now, len(self.instances)))
+        return self.outlook.view(candidates, loads, len(self.instances), now)
 
     def describe(self, now: float) -> dict[str, object]:
         """The pool as the admin port shows it: names, counts and load."""
-        rate = self.config.prefill_rate
+        outlook, names = self.outlook, [instance.id for instance in self.instances]
+        speeds = [outlook.rates.of(name) for name in names]
         return {
             "name": self.name,
             "models": sorted(self.model_names),
             "models_loaded": sorted(self.models),
             "block_size": self.config.block_size,
-            "utilisation": round(self.utilisation.at(now, len(self.instances)), 3),
+            "utilisation": round(outlook.utilisation.at(now, len(names)), 3),
             "instances": [
                 {
                     "name": instance.id,
@@ -228,9 +233,12 @@ class Pool:
                     "blocks": self.index.held_blocks(instance.id),
                     "in_flight": load.in_flight,
                     "waiting_tokens": round(load.waiting),
+                    "prefill_rate": round(speed.rate),
+                    "prefill_overhead_ms": round(speed.overhead_s * 1000, 1),
                     **self.members.describe(instance, now),
                 }
-                for instance in self.instances
-                for load in (self.load.of(instance.id, now, rate),)
+                for instance, load, speed in zip(
+                    self.instances, outlook.loads(names, now), speeds, strict=True
+                )
             ],
         }

@@ -5,7 +5,7 @@ from time import monotonic
 
 from extproc.engines import Members
 from extproc.engines.metrics import Reading
-from extproc.routing import Load, LoadLedger
+from extproc.routing import Load, Outlook
 from extproc.terms import InstanceId
 from proto_gen.factlog_pb2 import Seen
 
@@ -16,19 +16,17 @@ AGAIN_S = 1.0
 class SharedLoad:
     """A log's `LoadParty`, with this process's clock.
 
-    rate: tokens a second that an instance prefills, as of now. reads: whether this replica looks at
-    an instance for all.
+    reads: whether this replica looks at an instance for all.
     """
 
     def __init__(
         self,
-        ledger: LoadLedger,
-        rate: Callable[[], float],
+        outlook: Outlook,
         members: Members,
         reads: Callable[[InstanceId], bool],
     ) -> None:
-        self._ledger = ledger
-        self._rate = rate
+        self._ledger = outlook.ledger
+        self._rates = outlook.rates
         self._members = members
         self._reads = reads
 
@@ -40,7 +38,7 @@ class SharedLoad:
 
     def own(self) -> Mapping[InstanceId, tuple[float, int]]:
         """What this replica has in flight."""
-        return self._ledger.own(monotonic(), self._rate())
+        return self._ledger.own(monotonic(), self._rate)
 
     def report(self, replica: str, loads: Mapping[InstanceId, tuple[float, int]] | None) -> None:
         """What another one has, or that it is gone."""
@@ -48,7 +46,10 @@ class SharedLoad:
             self._ledger.forget(replica)
         else:
             told = {name: Load(*load) for name, load in loads.items()}
-            self._ledger.report(replica, told, monotonic(), self._rate())
+            self._ledger.report(replica, told, monotonic(), self._rate)
+
+    def _rate(self, instance: InstanceId) -> float:
+        return self._rates.of(instance).rate
 
     def heard(self) -> None:
         """What did not change still holds."""

@@ -12,7 +12,7 @@ from extproc.demo.engine import DEMO_TOKENIZER
 from extproc.engines import Members
 from extproc.engines.instances import Instance as Found
 from extproc.engines.metrics import Reading
-from extproc.routing import LoadLedger
+from extproc.routing import Outlook, Speed
 from extproc.serve import App
 from extproc.serve.shared_load import SharedLoad
 from extproc.terms import Endpoint, InstanceId
@@ -99,7 +99,7 @@ async def test_one_replica_looks_at_an_engine_and_all_know_and_another_takes_ove
 def party(*, reads: bool) -> tuple[SharedLoad, Members]:
     members = Members()
     members.set_instances([Found(InstanceId("a"), Endpoint("10.0.0.1:1"), metrics="http://a")])
-    return SharedLoad(LoadLedger(), lambda: 1.0, members, lambda _: reads), members
+    return SharedLoad(Outlook(Speed(1.0), 0.0), members, lambda _: reads), members
 
 
 @pytest.mark.parametrize(

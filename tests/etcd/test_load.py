@@ -10,7 +10,7 @@ import pytest
 from extproc.engines import Members
 from extproc.log.etcd.session import MOST_TOLD, SPEAK_S
 from extproc.log.interface import LoadParty
-from extproc.routing import LoadLedger
+from extproc.routing import LoadLedger, Outlook, Speed
 from extproc.serve.shared_load import SharedLoad
 from extproc.terms import InstanceId
 from proto_gen import factlog_pb2 as pb
@@ -140,7 +140,9 @@ def test_a_note_has_a_bound() -> None:
 
 def shared(ledger: LoadLedger) -> SharedLoad:
     """Of a pool without engines."""
-    return SharedLoad(ledger, lambda: NO_RATE, Members(), lambda _: True)
+    outlook = Outlook(Speed(NO_RATE), 0.0)
+    outlook.ledger = ledger
+    return SharedLoad(outlook, Members(), lambda _: True)
 
 
 class Watching:

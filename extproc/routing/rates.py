@@ -1,0 +1,132 @@
+"""How fast instances prefill, learnt from what their engines count. No I/O, no clock."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from extproc.terms import InstanceId
+
+MEMORY_S = 60.0
+"""Seconds of prefill after which what was learnt before counts half."""
+
+PRIOR_TOKENS = 8_000.0
+"""What is assumed beforehand counts like so many tokens that were seen, and one request."""
+
+_REQUEST_TOKENS = 256.0
+"""A window's error is taken to grow with its work: its tokens, and so many for each request."""
+
+_FASTEST, _SLOWEST = 1e7, 1.0
+"""Tokens a second that an engine may have; a window beyond them is nonsense and left out."""
+
+_MOST_OVERHEAD_S = 1.0
+
+
+class Speed(NamedTuple):
+    """rate: uncached tokens a second. overhead_s: what a prefill takes beside its tokens."""
+
+    rate: float
+    overhead_s: float = 0.0
+
+    def seconds(self, tokens: float) -> float:
+        """What a prefill of so many uncached tokens takes."""
+        return tokens / self.rate + self.overhead_s
+
+
+@dataclass(slots=True)
+class _Fit:
+    """Sums of the least squares for `seconds = overhead·requests + tokens/rate`.
+
+    Windows are weighed by their work, which does not depend on the speed: of an engine that has
+    become slower, what was fast before does not outweigh what is seen now.
+    """
+
+    requests_requests: float = 0.0
+    requests_tokens: float = 0.0
+    tokens_tokens: float = 0.0
+    requests_seconds: float = 0.0
+    tokens_seconds: float = 0.0
+
+    def add(self, seconds: float, requests: float, tokens: float) -> None:
+        """A window. Older ones fade with the time that engines prefilled, not with idle time."""
+        kept = 0.5 ** (seconds / MEMORY_S)
+        weight = 1.0 / (tokens + _REQUEST_TOKENS * requests)
+        self.requests_requests = kept * self.requests_requests + weight * requests * requests
+        self.requests_tokens = kept * self.requests_tokens + weight * requests * tokens
+        self.tokens_tokens = kept * self.tokens_tokens + weight * tokens * tokens
+        self.requests_seconds = kept * self.requests_seconds + weight * requests * seconds
+        self.tokens_seconds = kept * self.tokens_seconds + weight * tokens * seconds
+
+    def speed(self, prior: Speed) -> Speed:
+        """The least squares, with what is assumed beforehand as further windows."""
+        nn = self.requests_requests + 1.0 / _REQUEST_TOKENS
+        ns = self.requests_seconds + prior.overhead_s / _REQUEST_TOKENS
+        tt = self.tokens_tokens + PRIOR_TOKENS
+        ts = self.tokens_seconds + PRIOR_TOKENS / prior.rate
+        nt = self.requests_tokens
+        overhead = (ns * tt - ts * nt) / (nn * tt - nt * nt)
+        overhead = min(max(overhead, 0.0), _MOST_OVERHEAD_S)
+        per_token = (ts - overhead * nt) / tt
+        return Speed(1 / min(max(per_token, 1 / _FASTEST), 1 / _SLOWEST), overhead)
+
+
+class Rates:
+    """What a prefill takes at each instance of a pool: `seconds = overhead + tokens / rate`.
+
+    An engine that counts prefill seconds, prefilled requests and computed tokens tells both, window
+    by window (least squares that forgets; MEMORY_S). Where it counts nothing, an instance
+    is taken to be like the mean of those that do, and without any like the prior.
+
+    What an engine counts as prefill seconds runs from a request's first step to its first token, so
+    requests that are prefilled in one batch count the same time twice, and decoding beside them
+    counts too: the rate is what a request sees there, under the load that there is.
+    """
+
+    def __init__(self, prior: Speed) -> None:
+        self._prior = prior
+        self._fits: dict[InstanceId, _Fit] = {}
+        self._speeds: dict[InstanceId, Speed] = {}
+        self.mean = prior
+
+    def assume(self, prior: Speed) -> None:
+        """Take another prior. O(instances)."""
+        if prior != self._prior:
+            self._prior = prior
+            self._speeds = {name: fit.speed(prior) for name, fit in self._fits.items()}
+            self._note_mean()
+
+    def observe(self, instance: InstanceId, seconds: float, requests: float, tokens: float) -> None:
+        """An engine has counted so much more. What cannot be is left out. O(instances)."""
+        is_nonsense = (
+            not 0 < seconds < float("inf")
+            or not 0 < requests < float("inf")
+            or not seconds * _SLOWEST <= tokens + requests <= seconds * _FASTEST
+        )
+        if is_nonsense:
+            return
+        fit = self._fits.get(instance)
+        if fit is None:
+            fit = self._fits[instance] = _Fit()
+        fit.add(seconds, requests, tokens)
+        self._speeds[instance] = fit.speed(self._prior)
+        self._note_mean()
+
+    def of(self, instance: InstanceId) -> Speed:
+        """What is known of the instance."""
+        return self._speeds.get(instance, self.mean)
+
+    def keep(self, instances: Iterable[InstanceId]) -> None:
+        """Forget all others: one that comes back may be another machine."""
+        there = frozenset(instances)
+        if not self._fits.keys() <= there:
+            self._fits = {name: fit for name, fit in self._fits.items() if name in there}
+            self._speeds = {name: self._speeds[name] for name in self._fits}
+            self._note_mean()
+
+    def _note_mean(self) -> None:
+        speeds = self._speeds.values()
+        count = len(speeds)
+        self.mean = (
+            Speed(sum(s.rate for s in speeds) / count, sum(s.overhead_s for s in speeds) / count)
+            if speeds
+            else self._prior
+        )

@@ -1,0 +1,67 @@
+"""From what is in flight and learnt to what a policy sees."""
+
+import pytest
+
+from extproc.routing import Arrivals, Candidate, Load, Outlook, PricedTTFT, Speed, Turn
+from extproc.terms import Endpoint, InstanceId
+
+A, B = InstanceId("a"), InstanceId("b")
+CANDIDATES = [Candidate(name, Endpoint(f"10.0.0.1:{port}"), 0) for port, name in enumerate((A, B))]
+
+
+def told(rate: float, overhead_s: float = 0.0) -> Outlook:
+    return Outlook(Speed(rate, overhead_s), 0.0)
+
+
+def test_what_a_prefill_takes_beside_its_tokens_waits_too() -> None:
+    outlook = told(1_000.0, overhead_s=0.5)
+    outlook.start(A, 2_000.0, 0.0)
+    waiting, in_flight = outlook.loads([A], 0.0)[0]
+    assert (waiting / 1_000.0, in_flight) == (pytest.approx(2.5), 1)
+    assert outlook.loads([A], 2.4)[0].waiting > 0
+    assert outlook.loads([A], 2.6)[0].waiting == 0
+
+
+def test_each_instance_works_off_its_load_at_its_own_rate() -> None:
+    outlook = told(1_000.0)
+    for tokens in (500, 1_000) * 50:
+        outlook.rates.observe(A, tokens / 1_000, 1, tokens)
+        outlook.rates.observe(B, tokens / 100, 1, tokens)
+    for name in (A, B):
+        outlook.start(name, 1_000.0, 0.0)
+    fast, slow = outlook.loads([A, B], 5.0)
+    assert fast.waiting == 0
+    assert slow.waiting > 400
+    view = outlook.view(CANDIDATES, [fast, slow], 2, 5.0)
+    assert view.instances[1].prefill_rate == pytest.approx(100, rel=0.2)
+
+
+def test_requests_a_second_are_right_from_the_first_on() -> None:
+    arrivals = Arrivals(0.0)
+    for tick in range(1, 1000):
+        arrivals.count(tick / 10)
+        if tick > 20:
+            assert arrivals.per_second(tick / 10) == pytest.approx(10, rel=0.06)
+    assert arrivals.per_second(1000.0) < 0.01
+
+
+def test_arrivals_are_shared_by_the_instances_of_the_pool() -> None:
+    outlook = told(1_000.0)
+    for tick in range(100):
+        outlook.start(A, 0.0, tick / 10)
+    view = outlook.view(CANDIDATES, [Load(0.0, 0)] * 2, 4, 10.0)
+    assert view.arrival_rate == pytest.approx(2.5, rel=0.05)
+
+
+def test_where_everybody_waits_what_is_cached_counts_more() -> None:
+    """The same difference in waits, with a queue in front of all and without."""
+    outlook = told(1_000.0)
+    for tick in range(100):
+        outlook.start(A, 0.0, tick / 10)
+    holder = CANDIDATES[0]._replace(cached_tokens=1_000)
+    picked = []
+    for queue in (0.0, 20_000.0):
+        loads = [Load(queue + 1_500.0, 1), Load(queue, 1)]
+        view = outlook.view([holder, CANDIDATES[1]], loads, 2, 10.0)
+        picked.append(PricedTTFT().rank(Turn(2_000), view).best.instance)
+    assert picked == [B, A]

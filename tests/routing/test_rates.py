@@ -1,0 +1,97 @@
+"""What prefills take, learnt from what engines count."""
+
+from math import inf, nan
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.routing import Rates, Speed
+from extproc.terms import InstanceId
+
+A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
+PRIOR = Speed(16_000.0)
+
+windows = st.lists(
+    st.lists(st.integers(200, 20_000), min_size=1, max_size=6), min_size=30, max_size=60
+)
+
+
+@given(
+    windows,
+    st.floats(500, 200_000),
+    st.floats(0, 0.2),
+)
+def test_the_speed_of_an_engine_that_keeps_to_one_is_found(
+    sizes: list[list[int]], rate: float, overhead_s: float
+) -> None:
+    rates, true = Rates(PRIOR), Speed(rate, overhead_s)
+    for _ in range(8):
+        for window in sizes:
+            seconds = sum(true.seconds(tokens) for tokens in window)
+            rates.observe(A, seconds, len(window), sum(window))
+    found = rates.of(A)
+    for window in sizes:
+        seconds = sum(true.seconds(tokens) for tokens in window)
+        guess = sum(found.seconds(tokens) for tokens in window)
+        assert guess == pytest.approx(seconds, rel=0.2, abs=0.05)
+
+
+def test_rate_and_overhead_are_told_apart() -> None:
+    rates, true = Rates(PRIOR), Speed(5_000.0, 0.03)
+    for tokens in (100, 8_000, 2_000, 20, 16_000) * 20:
+        rates.observe(A, true.seconds(tokens), 1, tokens)
+    assert rates.of(A).rate == pytest.approx(5_000, rel=0.05)
+    assert rates.of(A).overhead_s == pytest.approx(0.03, rel=0.2)
+
+
+def test_an_engine_that_becomes_slower_is_noticed() -> None:
+    rates = Rates(PRIOR)
+    for speed in (Speed(20_000.0, 0.01), Speed(2_000.0, 0.01)):
+        for tokens in (1_000, 4_000, 9_000) * 60:
+            rates.observe(A, speed.seconds(tokens), 1, tokens)
+    assert rates.of(A).rate == pytest.approx(2_000, rel=0.1)
+
+
+def test_who_tells_nothing_is_taken_to_be_like_the_mean_of_the_others() -> None:
+    rates = Rates(PRIOR)
+    assert rates.of(C) == rates.mean == PRIOR
+    for name, rate in ((A, 10_000.0), (B, 30_000.0)):
+        for _ in range(100):
+            for tokens in (8_000, 2_000):
+                rates.observe(name, Speed(rate).seconds(tokens), 1, tokens)
+    assert rates.mean.rate == pytest.approx(20_000, rel=0.05)
+    assert rates.of(C) == rates.mean
+    assert rates.of(A).rate < rates.of(C).rate < rates.of(B).rate
+
+
+def test_an_instance_that_left_comes_back_unknown() -> None:
+    rates = Rates(PRIOR)
+    for _ in range(100):
+        rates.observe(A, 10.0, 1, 8_000)
+    rates.keep([B])
+    assert rates.of(A) == PRIOR
+
+
+def test_what_is_assumed_beforehand_counts_until_engines_have_told() -> None:
+    rates = Rates(PRIOR)
+    rates.assume(Speed(1_000.0))
+    assert rates.of(A).rate == 1_000.0
+    rates.observe(A, 0.01, 1, 160)
+    assert rates.of(A).rate == pytest.approx(1_000, rel=0.3)
+
+
+nonsense = st.sampled_from([0.0, -1.0, nan, inf, -inf, 1e300, 5e-324])
+numbers = nonsense | st.floats(0, 1e6)
+
+
+@given(st.lists(st.tuples(numbers, numbers, numbers), max_size=40))
+def test_no_counter_makes_a_speed_that_cannot_be(
+    counted: list[tuple[float, float, float]],
+) -> None:
+    rates = Rates(PRIOR)
+    for seconds, requests, tokens in counted:
+        rates.observe(A, seconds, requests, tokens)
+        for speed in (rates.of(A), rates.mean):
+            assert 1.0 <= speed.rate <= 1e7
+            assert 0.0 <= speed.overhead_s <= 1.0
