@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from extproc.terms import InstanceId
 
-MEMORY_S = 60.0
+MEMORY_S = 120.0
 """Seconds of prefill after which what was learnt before counts half."""
 
-PRIOR_TOKENS = 8_000.0
-"""What is assumed beforehand counts like so many tokens that were seen, and one request."""
+PRIOR_TOKENS, _PRIOR_REQUESTS = 200.0, 0.2
+"""What is assumed beforehand counts like a fifth of a request of 1,000 tokens that was seen."""
 
 _REQUEST_TOKENS = 256.0
 """A window's error is taken to grow with its work: its tokens, and so many for each request."""
@@ -18,6 +18,7 @@ _REQUEST_TOKENS = 256.0
 _FASTEST, _SLOWEST = 1e7, 1.0
 """Tokens a second that an engine may have; a window beyond them is nonsense and left out."""
 
+_LONGEST_S = 1e5
 _MOST_OVERHEAD_S = 1.0
 
 
@@ -58,8 +59,8 @@ class _Fit:
 
     def speed(self, prior: Speed) -> Speed:
         """The least squares, with what is assumed beforehand as further windows."""
-        nn = self.requests_requests + 1.0 / _REQUEST_TOKENS
-        ns = self.requests_seconds + prior.overhead_s / _REQUEST_TOKENS
+        nn = self.requests_requests + _PRIOR_REQUESTS / _REQUEST_TOKENS
+        ns = self.requests_seconds + prior.overhead_s * _PRIOR_REQUESTS / _REQUEST_TOKENS
         tt = self.tokens_tokens + PRIOR_TOKENS
         ts = self.tokens_seconds + PRIOR_TOKENS / prior.rate
         nt = self.requests_tokens
@@ -97,8 +98,8 @@ class Rates:
     def observe(self, instance: InstanceId, seconds: float, requests: float, tokens: float) -> None:
         """An engine has counted so much more. What cannot be is left out. O(instances)."""
         is_nonsense = (
-            not 0 < seconds < float("inf")
-            or not 0 < requests < float("inf")
+            not 0 < seconds < _LONGEST_S
+            or not (requests > 0 and tokens >= 0)
             or not seconds * _SLOWEST <= tokens + requests <= seconds * _FASTEST
         )
         if is_nonsense:

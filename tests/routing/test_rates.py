@@ -48,7 +48,7 @@ def test_rate_and_overhead_are_told_apart() -> None:
 def test_an_engine_that_becomes_slower_is_noticed() -> None:
     rates = Rates(PRIOR)
     for speed in (Speed(20_000.0, 0.01), Speed(2_000.0, 0.01)):
-        for tokens in (1_000, 4_000, 9_000) * 60:
+        for tokens in (1_000, 4_000, 9_000) * 120:
             rates.observe(A, speed.seconds(tokens), 1, tokens)
     assert rates.of(A).rate == pytest.approx(2_000, rel=0.1)
 
@@ -77,7 +77,7 @@ def test_what_is_assumed_beforehand_counts_until_engines_have_told() -> None:
     rates = Rates(PRIOR)
     rates.assume(Speed(1_000.0))
     assert rates.of(A).rate == 1_000.0
-    rates.observe(A, 0.01, 1, 160)
+    rates.observe(A, 0.001, 1, 16)
     assert rates.of(A).rate == pytest.approx(1_000, rel=0.3)
 
 
