@@ -138,17 +138,21 @@ class Writer(_message.Message):
     def __init__(self, id: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("version", "instances", "seen")
+    __slots__ = ("version", "instances", "seen", "picks", "prefill_ms")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
+    PICKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
     version: int
     instances: _containers.RepeatedCompositeFieldContainer[InFlight]
     seen: _containers.RepeatedCompositeFieldContainer[Seen]
-    def __init__(self, version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InFlight, _Mapping]]] = ..., seen: _Optional[_Iterable[_Union[Seen, _Mapping]]] = ...) -> None: ...
+    picks: int
+    prefill_ms: int
+    def __init__(self, version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InFlight, _Mapping]]] = ..., seen: _Optional[_Iterable[_Union[Seen, _Mapping]]] = ..., picks: _Optional[int] = ..., prefill_ms: _Optional[int] = ...) -> None: ...
 
 class Seen(_message.Message):
-    __slots__ = ("instance", "answers", "running", "waiting", "asleep", "started", "prompt_tokens", "cached_tokens", "requests", "block_size", "blocks")
+    __slots__ = ("instance", "answers", "running", "waiting", "asleep", "started", "prompt_tokens", "cached_tokens", "requests", "block_size", "blocks", "prefills", "prefill_ms", "computed_tokens")
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +164,9 @@ class Seen(_message.Message):
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     instance: str
     answers: bool
     running: int
@@ -171,7 +178,10 @@ class Seen(_message.Message):
     requests: int
     block_size: int
     blocks: int
-    def __init__(self, instance: _Optional[str] = ..., answers: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., asleep: _Optional[bool] = ..., started: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks: _Optional[int] = ...) -> None: ...
+    prefills: int
+    prefill_ms: int
+    computed_tokens: int
+    def __init__(self, instance: _Optional[str] = ..., answers: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., asleep: _Optional[bool] = ..., started: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., block_size: _Optional[int] = ..., blocks: _Optional[int] = ..., prefills: _Optional[int] = ..., prefill_ms: _Optional[int] = ..., computed_tokens: _Optional[int] = ...) -> None: ...
 
 class InFlight(_message.Message):
     __slots__ = ("instance", "requests", "waiting_tokens")

@@ -375,7 +375,7 @@ class Pool(Section):
     """KV-cache events of the engines, `{}` for all defaults; not used if not given."""
 
     prefill_rate: Annotated[float, Field(gt=0)] = 16_000.0
-    """Tokens a second that an instance prefills: the first guess."""
+    """Tokens a second that an instance prefills, until its engine tells (docs/engines.md)."""
 
     def capacity_of(self, instance: Instance) -> int:
         """Blocks that the instance holds, as configured."""

@@ -90,6 +90,15 @@ class EngineMetrics(Collector):
             buckets = [("+Inf", float(counters.prefills))]
             family.add_metric(list(self._labels.values()), buckets, total)
             yield family
+        computed = HistogramMetricFamily(
+            "vllm:request_prefill_kv_computed_tokens",
+            "Uncached prompt tokens.",
+            labels=list(self._labels),
+        )
+        tokens = counters.prompt_tokens - counters.cached_tokens
+        buckets = [("+Inf", float(counters.prefills))]
+        computed.add_metric(list(self._labels.values()), buckets, tokens)
+        yield computed
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"vllm:{name}", text, labels=list(self._labels))

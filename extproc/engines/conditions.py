@@ -7,7 +7,7 @@ unknown, which is not the same as idle.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
@@ -90,9 +90,14 @@ class Condition:
 
 
 class Conditions:
-    """Those of all instances that are listed. now: monotonic seconds, everywhere."""
+    """Those of all instances that are listed. now: monotonic seconds, everywhere.
+
+    prefilled: told what an engine has prefilled since it was looked at before: seconds, requests,
+    uncached tokens.
+    """
 
     def __init__(self) -> None:
+        self.prefilled: Callable[[InstanceId, float, float, float], None] = _nobody_learns
         self.changes = 0
         """Counts what own looks brought, to see whether there is something new to tell others."""
         self._of: dict[InstanceId, Condition] = {}
@@ -247,6 +252,11 @@ class Conditions:
     ) -> None:
         self._answered(condition)
         condition.lost = False
+        before = condition.reading
+        if before is not None and reading is not None:
+            prefilled = reading.prefilled_since(before)
+            if prefilled is not None and prefilled[1]:
+                self.prefilled(condition.instance.id, *prefilled)
         condition.reading, condition.read_at = reading, now
         condition.fresh_s = fresh_s if reading is not None else NEVER_S
         self._note(condition)
@@ -277,6 +287,10 @@ class Conditions:
             self._unusable.discard(condition.instance.id)
         else:
             self._unusable.add(condition.instance.id)
+
+
+def _nobody_learns(_: InstanceId, *__: float) -> None:
+    pass
 
 
 def _foreign(reading: Reading, in_flight: float) -> Load:

@@ -80,8 +80,20 @@ class LoadParty(Protocol):
     def own(self) -> Mapping[InstanceId, tuple[float, int]]:
         """What this replica has in flight."""
 
-    def report(self, replica: str, loads: Mapping[InstanceId, tuple[float, int]] | None) -> None:
-        """Another replica has this in flight, and nothing else; None: it is gone."""
+    def assigned(self) -> tuple[int, int]:
+        """Requests that this replica has placed since it began, and milliseconds of prefill that it
+        expects of them."""
+
+    def report(
+        self,
+        replica: str,
+        loads: Mapping[InstanceId, tuple[float, int]] | None,
+        assigned: tuple[int, int],
+    ) -> None:
+        """Another replica has this in flight, and nothing else; None: it is gone.
+
+        assigned: by it since it began, as of `assigned` above.
+        """
 
     def heard(self) -> None:
         """What did not change still holds: the others can be heard."""

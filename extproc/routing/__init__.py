@@ -1,7 +1,7 @@
 """Which instance a turn goes to: views in, a ranking with reasons out. No I/O, no clock."""
 
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
-from extproc.routing.outlook import Arrivals, Candidate, Outlook
+from extproc.routing.outlook import Arrivals, Assigned, Candidate, Outlook
 from extproc.routing.policy import POLICIES, Policy
 from extproc.routing.priced import PricedTTFT
 from extproc.routing.rates import Rates, Speed
@@ -10,6 +10,7 @@ from extproc.routing.views import InstanceView, PoolView, Ranking, Score, Turn
 __all__ = [
     "POLICIES",
     "Arrivals",
+    "Assigned",
     "Candidate",
     "InstanceView",
     "Load",

@@ -23,6 +23,13 @@ class Candidate(NamedTuple):
     reload_tokens: float = 0.0
 
 
+class Assigned(NamedTuple):
+    """Requests placed, and the seconds of prefill that are expected of them."""
+
+    picks: int
+    prefill_s: float
+
+
 class Arrivals:
     """Requests a second: an exponentially weighted mean that is right from the first on."""
 
@@ -64,14 +71,32 @@ class Outlook:
         self.rates = Rates(prior)
         self.utilisation = Utilisation(now)
         self.arrivals = Arrivals(now)
+        self.assigned = Assigned(0, 0.0)
+        """By this replica since it began."""
+        self._assigned_by: dict[str, Assigned] = {}
 
     def start(self, instance: InstanceId, uncached: float, now: float) -> Ticket:
         """A request with so many uncached tokens was sent to the instance."""
         speed = self.rates.of(instance)
         seconds = speed.seconds(max(uncached, 0.0))
+        done = self.assigned
+        self.assigned = Assigned(done.picks + 1, done.prefill_s + seconds)
         self.utilisation.assign(seconds)
         self.arrivals.count(now)
         return self.ledger.start(instance, seconds * speed.rate, now, speed.rate)
+
+    def assigned_by(self, replica: str, assigned: Assigned | None, now: float) -> None:
+        """Another replica has assigned so much since it began; None: it is gone.
+
+        What it had assigned before it was first heard of is of another time.
+        """
+        if assigned is None:
+            self._assigned_by.pop(replica, None)
+            return
+        before = self._assigned_by.get(replica, assigned)
+        self._assigned_by[replica] = assigned
+        self.arrivals.count(now, max(assigned.picks - before.picks, 0))
+        self.utilisation.assign(max(assigned.prefill_s - before.prefill_s, 0.0))
 
     def computed(self, ticket: Ticket, now: float) -> None:
         """The request's first token was seen."""

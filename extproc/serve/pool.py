@@ -77,6 +77,9 @@ class Pool:
     _shared: bytes | None = None
     _enrolled: int = 0
 
+    def __post_init__(self) -> None:
+        self.members.conditions.prefilled = self.outlook.rates.observe
+
     @property
     def load(self) -> LoadLedger:
         """What is in flight where."""
@@ -165,6 +168,7 @@ class Pool:
         """
         if not self.members.known:
             return
+        self.outlook.rates.keep(one.id for one in self.instances)
         if self.roster is None:
             self.roster = Roster(self.index)
         facts = self.roster.change(

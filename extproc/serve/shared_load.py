@@ -5,7 +5,7 @@ from time import monotonic
 
 from extproc.engines import Members
 from extproc.engines.metrics import Reading
-from extproc.routing import Load, Outlook
+from extproc.routing import Assigned, Load, Outlook
 from extproc.terms import InstanceId
 from proto_gen.factlog_pb2 import Seen
 
@@ -25,6 +25,7 @@ class SharedLoad:
         members: Members,
         reads: Callable[[InstanceId], bool],
     ) -> None:
+        self._outlook = outlook
         self._ledger = outlook.ledger
         self._rates = outlook.rates
         self._members = members
@@ -40,11 +41,24 @@ class SharedLoad:
         """What this replica has in flight."""
         return self._ledger.own(monotonic(), self._rate)
 
-    def report(self, replica: str, loads: Mapping[InstanceId, tuple[float, int]] | None) -> None:
-        """What another one has, or that it is gone."""
+    def assigned(self) -> tuple[int, int]:
+        """What this replica has assigned since it began: requests, milliseconds of prefill."""
+        done = self._outlook.assigned
+        return done.picks, int(done.prefill_s * 1000)
+
+    def report(
+        self,
+        replica: str,
+        loads: Mapping[InstanceId, tuple[float, int]] | None,
+        assigned: tuple[int, int],
+    ) -> None:
+        """What another one has, and has assigned; or that it is gone."""
         if loads is None:
+            self._outlook.assigned_by(replica, None, monotonic())
             self._ledger.forget(replica)
         else:
+            picks, prefill_ms = assigned
+            self._outlook.assigned_by(replica, Assigned(picks, prefill_ms / 1000), monotonic())
             told = {name: Load(*load) for name, load in loads.items()}
             self._ledger.report(replica, told, monotonic(), self._rate)
 
@@ -105,6 +119,9 @@ _COUNTS = {
     "prompt_tokens": 64,
     "cached_tokens": 64,
     "requests": 64,
+    "prefills": 64,
+    "prefill_ms": 64,
+    "computed_tokens": 64,
     "block_size": 32,
     "blocks": 32,
 }

@@ -18,6 +18,7 @@ def vllm(
     done: float = 0,
     asleep: bool = False,
     rank: int = 0,
+    prefill_s: float = 0.0,
 ) -> bytes:
     """A page of vLLM's, with one data-parallel rank."""
     labels = f'engine="{rank}",model_name="m"'
@@ -38,6 +39,9 @@ vllm:prompt_tokens_total{{{labels}}} {prompt}
 vllm:prompt_tokens_cached_total{{{labels}}} {cached}
 vllm:request_success_total{{{labels},finished_reason="stop"}} {done}
 vllm:request_success_total{{{labels},finished_reason="length"}} 0.0
+vllm:request_prefill_time_seconds_count{{{labels}}} {done}
+vllm:request_prefill_time_seconds_sum{{{labels}}} {prefill_s}
+vllm:request_prefill_kv_computed_tokens_sum{{{labels}}} {prompt - cached}
 vllm:cache_config_info{{{cache}}} 1.0
 """.encode()
 

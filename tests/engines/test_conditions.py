@@ -170,6 +170,48 @@ class TestStates:
         assert usable(conditions) == "abc"
 
 
+class TestPrefills:
+    """What an engine has prefilled between two looks."""
+
+    def prefilled(self, *readings: Reading) -> list[tuple[float, ...]]:
+        conditions = listed()
+        seen: list[tuple[float, ...]] = []
+        conditions.prefilled = lambda _, *counted: seen.append(counted)
+        for reading in readings:
+            told(conditions, A, reading)
+        return seen
+
+    def reading(self, requests: float, ms: float, tokens: float, started: float = 1.0) -> Reading:
+        return Reading(
+            running=0,
+            waiting=0,
+            started=started,
+            prefills=requests,
+            prefill_ms=ms,
+            computed_tokens=tokens,
+        )
+
+    def test_what_was_counted_in_between_is_told(self) -> None:
+        first, second = self.reading(10, 5_000, 80_000), self.reading(12, 5_500, 88_000)
+        assert self.prefilled(first, second) == [(0.5, 2, 8_000)]
+
+    def test_nothing_is_told_of_the_time_before_the_first_look(self) -> None:
+        assert self.prefilled(self.reading(10, 5_000, 80_000)) == []
+
+    def test_nothing_is_told_where_nothing_was_prefilled(self) -> None:
+        same = self.reading(10, 5_000, 80_000)
+        assert self.prefilled(same, same) == []
+
+    def test_nothing_is_told_across_a_restart(self) -> None:
+        later = self.reading(12, 5_500, 88_000, started=1000.0)
+        assert self.prefilled(self.reading(10, 5_000, 80_000), later) == []
+        assert self.prefilled(self.reading(10, 5_000, 80_000), self.reading(2, 500, 8_000)) == []
+
+    def test_nothing_is_told_of_an_engine_that_does_not_count(self) -> None:
+        silent = Reading(running=0, waiting=0)
+        assert self.prefilled(silent, self.reading(1, 2, 3), silent) == []
+
+
 class TestLoad:
     def loads(self, conditions: Conditions, *ours: Load, now: float = 0.0) -> list[Load]:
         return list(conditions.loads((A, B, C)[: len(ours)], ours, now))

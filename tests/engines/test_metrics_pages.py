@@ -72,6 +72,15 @@ def test_what_one_rank_does_not_say_is_not_known_of_the_whole() -> None:
     assert whole.running == 8
 
 
+def test_prefills_are_read_with_their_time_and_what_was_computed() -> None:
+    page = together(
+        vllm(done=3, prefill_s=1.5, prompt=900, cached=300),
+        vllm(done=1, prefill_s=0.5, prompt=100, rank=1),
+    )
+    whole = merge(list(read_page(page).values()))
+    assert (whole.prefills, whole.prefill_ms, whole.computed_tokens) == (4, 2000, 700)
+
+
 def test_a_name_is_not_taken_for_another_that_begins_like_it() -> None:
     (reading,) = read_page(vllm(waiting=4)).values()
     assert reading.waiting == 4

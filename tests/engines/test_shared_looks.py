@@ -106,7 +106,7 @@ def party(*, reads: bool) -> tuple[SharedLoad, Members]:
     "reading",
     [
         Reading(running=3, waiting=2),
-        Reading(3, 2, None, 16, 100, 1.5e9, 2**40, 2**39, 7, asleep=True),
+        Reading(3, 2, None, 16, 100, 1.5e9, 2**40, 2**39, 7, 6, 5, 2**38, asleep=True),
         None,
     ],
     ids=["little", "all", "nothing"],

@@ -160,9 +160,12 @@ class Watching:
     def own(self):
         return self._party.own()
 
-    def report(self, replica: str, loads) -> None:
+    def assigned(self):
+        return self._party.assigned()
+
+    def report(self, replica: str, loads, assigned) -> None:
         self._told.append(sum(requests for _, requests in (loads or {}).values()))
-        self._party.report(replica, loads)
+        self._party.report(replica, loads, assigned)
 
     def heard(self) -> None:
         self.heard_count += 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from extproc.routing import Arrivals, Candidate, Load, Outlook, PricedTTFT, Speed, Turn
+from extproc.routing import Arrivals, Assigned, Candidate, Load, Outlook, PricedTTFT, Speed, Turn
 from extproc.terms import Endpoint, InstanceId
 
 A, B = InstanceId("a"), InstanceId("b")
@@ -65,3 +65,29 @@ def test_where_everybody_waits_what_is_cached_counts_more() -> None:
         view = outlook.view([holder, CANDIDATES[1]], loads, 2, 10.0)
         picked.append(PricedTTFT().rank(Turn(2_000), view).best.instance)
     assert picked == [B, A]
+
+
+def test_what_other_replicas_assign_counts_as_if_it_were_ones_own() -> None:
+    """All picks by one replica, and the same picks by two that tell each other."""
+    one, left, right = (told(1_000.0) for _ in range(3))
+    for tick in range(200):
+        now = tick / 10
+        one.start(A, 700.0, now)
+        (left if tick % 2 else right).start(A, 700.0, now)
+        left.assigned_by("right", right.assigned, now)
+        right.assigned_by("left", left.assigned, now)
+    expected = one.view(CANDIDATES, [Load(0.0, 0)] * 2, 10, 20.0)
+    for each in (left, right):
+        view = each.view(CANDIDATES, [Load(0.0, 0)] * 2, 10, 20.0)
+        assert view.utilisation == pytest.approx(expected.utilisation, rel=0.05)
+        assert view.arrival_rate == pytest.approx(expected.arrival_rate, rel=0.05)
+
+
+def test_what_a_replica_assigned_before_it_was_heard_of_does_not_count() -> None:
+    outlook = told(1_000.0)
+    outlook.assigned_by("other", Assigned(1_000_000, 1e6), 0.0)
+    outlook.assigned_by("other", Assigned(0, 0.0), 1.0)  # which cannot be
+    outlook.assigned_by("other", None, 2.0)
+    outlook.assigned_by("other", Assigned(1_000_000, 1e6), 3.0)
+    assert outlook.arrivals.per_second(3.0) == 0
+    assert outlook.utilisation.at(20.0, 1) == 0

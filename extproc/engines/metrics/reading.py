@@ -22,6 +22,8 @@ class Reading:
     block_size, blocks: tokens a block, and blocks that the cache can keep.
     started: Unix time at which the process began.
     prompt_tokens, cached_tokens, requests: prefilled, of these cached, and finished, since then.
+    prefills, prefill_ms, computed_tokens: of the finished requests, how many, the milliseconds from
+        first step to first token, and the uncached prompt tokens.
     asleep: whether it has given its cache back (vLLM's sleep mode).
     """
 
@@ -34,6 +36,9 @@ class Reading:
     prompt_tokens: float | None = None
     cached_tokens: float | None = None
     requests: float | None = None
+    prefills: float | None = None
+    prefill_ms: float | None = None
+    computed_tokens: float | None = None
     asleep: bool = False
 
     @property
@@ -43,6 +48,27 @@ class Reading:
             return 0.0
         computed = self.prompt_tokens - (self.cached_tokens or 0.0)
         return max(computed, 0.0) / max((self.requests or 0.0) + self.running, 1.0)
+
+    def prefilled_since(self, earlier: "Reading") -> tuple[float, float, float] | None:
+        """Seconds, requests and uncached tokens of the prefills in between.
+
+        None where the engine does not count them, or began to count anew.
+        """
+        if (
+            self.prefill_ms is None
+            or self.prefills is None
+            or self.computed_tokens is None
+            or earlier.prefill_ms is None
+            or earlier.prefills is None
+            or earlier.computed_tokens is None
+            or self.restarted_since(earlier)
+        ):
+            return None
+        return (
+            (self.prefill_ms - earlier.prefill_ms) / 1000,
+            self.prefills - earlier.prefills,
+            self.computed_tokens - earlier.computed_tokens,
+        )
 
     def restarted_since(self, earlier: "Reading") -> bool:
         """Whether another process counts now: its start differs, or a counter fell."""
@@ -54,7 +80,10 @@ class Reading:
 
     @property
     def _counters(self) -> tuple[float | None, ...]:
-        return self.prompt_tokens, self.cached_tokens, self.requests
+        return (
+            *(self.prompt_tokens, self.cached_tokens, self.requests),
+            *(self.prefills, self.prefill_ms, self.computed_tokens),
+        )
 
 
 _Number = TypeVar("_Number", int, float)
@@ -65,7 +94,11 @@ _SAME_START_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """How an engine calls them. rank: the label with the data-parallel rank."""
+    """How an engine calls them. rank: the label with the data-parallel rank.
+
+    prefill: histograms of prefill seconds and of computed tokens, in the order in which they stand;
+    empty where it has none.
+    """
 
     running: bytes
     waiting: bytes
@@ -73,6 +106,7 @@ class _Names:
     prompt_tokens: bytes
     cached_tokens: bytes
     requests: bytes
+    prefill: tuple[bytes, ...]
     rank: str
 
 
@@ -83,6 +117,11 @@ _VLLM = _Names(
     prompt_tokens=b"vllm:prompt_tokens_total",
     cached_tokens=b"vllm:prompt_tokens_cached_total",
     requests=b"vllm:request_success_total",
+    prefill=(
+        b"vllm:request_prefill_time_seconds_count",
+        b"vllm:request_prefill_time_seconds_sum",
+        b"vllm:request_prefill_kv_computed_tokens_sum",
+    ),
     rank="engine",
 )
 _SGLANG = _Names(
@@ -92,6 +131,7 @@ _SGLANG = _Names(
     prompt_tokens=b"sglang:prompt_tokens_total",
     cached_tokens=b"sglang:cached_tokens_total",
     requests=b"sglang:num_requests_total",
+    prefill=(),
     rank="dp_rank",
 )
 _RESERVED_BLOCKS = 1
@@ -122,6 +162,9 @@ def read_page(body: bytes) -> dict[int, Reading]:
     cached = _by_rank(page, names.cached_tokens, names.rank, add)
     requests = _by_rank(page, names.requests, names.rank, add)
     blocks = sizes(page)
+    prefills, prefill_s, computed = [
+        _by_rank(page, name, names.rank, add) for name in names.prefill
+    ] or [{}, {}, {}]
     return {
         rank: Reading(
             running=count,
@@ -133,6 +176,9 @@ def read_page(body: bytes) -> dict[int, Reading]:
             prompt_tokens=prompt.get(rank),
             cached_tokens=cached.get(rank),
             requests=requests.get(rank),
+            prefills=prefills.get(rank),
+            prefill_ms=1000 * prefill_s[rank] if rank in prefill_s else None,
+            computed_tokens=computed.get(rank),
             asleep=rank in asleep,
         )
         for rank, count in running.items()
@@ -158,6 +204,9 @@ def merge(ranks: Sequence[Reading]) -> Reading:
         prompt_tokens=_total(one.prompt_tokens for one in ranks),
         cached_tokens=_total(one.cached_tokens for one in ranks),
         requests=_total(one.requests for one in ranks),
+        prefills=_total(one.prefills for one in ranks),
+        prefill_ms=_total(one.prefill_ms for one in ranks),
+        computed_tokens=_total(one.computed_tokens for one in ranks),
         asleep=any(one.asleep for one in ranks),
     )
 

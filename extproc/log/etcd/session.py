@@ -64,6 +64,7 @@ class Seat:
                 note.instances.add(
                     instance=name, requests=requests, waiting_tokens=max(round(waiting), 0)
                 )
+            note.picks, note.prefill_ms = self.party.assigned()
             note.seen.extend(islice(self.party.seen(), MOST_TOLD))
         return note
 
@@ -77,8 +78,12 @@ class Seat:
             self.others[writer] = note.version
         self.state.version = min([RECORD_VERSION, *filter(None, self.others.values())])
         if self.party is not None:
-            self.party.report(f"{writer:016x}", None if note is None else _loads(note))
-            if note is not None and note.seen:
+            replica = f"{writer:016x}"
+            if note is None:
+                self.party.report(replica, None, (0, 0))
+                return
+            self.party.report(replica, _loads(note), (note.picks, note.prefill_ms))
+            if note.seen:
                 self.party.told(note.seen[:MOST_TOLD])
 
     def reached(self) -> None:
