@@ -67,7 +67,8 @@ class _Fit:
         overhead = (ns * tt - ts * nt) / (nn * tt - nt * nt)
         overhead = min(max(overhead, 0.0), _MOST_OVERHEAD_S)
         per_token = (ts - overhead * nt) / tt
-        return Speed(1 / min(max(per_token, 1 / _FASTEST), 1 / _SLOWEST), overhead)
+        rate = 1 / per_token if per_token > 1 / _FASTEST else _FASTEST
+        return Speed(max(rate, _SLOWEST), overhead)
 
 
 class Rates:
@@ -99,7 +100,7 @@ class Rates:
         """An engine has counted so much more. What cannot be is left out. O(instances)."""
         is_nonsense = (
             not 0 < seconds < _LONGEST_S
-            or not (requests > 0 and tokens >= 0)
+            or not (requests >= 1 and tokens >= 0)
             or not seconds * _SLOWEST <= tokens + requests <= seconds * _FASTEST
         )
         if is_nonsense:
