@@ -1,0 +1,108 @@
+"""Chats of tenants, in a closed loop: what the experiments play where no trace shows the case."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from extproc.replay.traffic import Ids, Request, packed
+
+BLOCK = 64
+
+
+@dataclass(slots=True, eq=False)
+class ChatRequest(Request):
+    """A turn that knows its chat, whose it is, and what all that comes of it is drawn from."""
+
+    chat: int = 0
+    tenant: int = 0
+    chance: random.Random = field(default_factory=random.Random)
+
+
+@dataclass(frozen=True, slots=True)
+class Chats:
+    """How the chats are; lengths in tokens, means of what is drawn.
+
+    Chats begin at `rate` a second (Poisson) for `seconds`. weights: the tenants' shares of them.
+    prefix: what a tenant's chats have in common. turns: geometric. question: uniform within half of
+    its mean; the first is `first`. think_s: exponential, after the answer. by_tenant: what is
+    sticky is the tenant (a hash of its key), not the chat.
+    """
+
+    rate: float
+    seconds: float
+    weights: tuple[float, ...] = (1.0,)
+    prefix: int = 2_000
+    first: int = 600
+    question: int = 300
+    answer: int = 300
+    turns: float = 8.0
+    think_s: float = 20.0
+    context: int = 65_536
+    by_tenant: bool = False
+
+    def traffic(self, seed: int) -> "ChatTraffic":
+        """Chats drawn with the seed: the same ones whatever answers them."""
+        return ChatTraffic(self, seed)
+
+
+@dataclass(slots=True)
+class ChatTraffic:
+    """The chats as a replay's traffic."""
+
+    chats: Chats
+    seed: int
+    block_size: int = BLOCK
+    _ids: dict[int, Ids] = field(default_factory=dict)
+
+    def arrivals(self) -> Iterator[Request]:
+        """The first turns."""
+        beginnings, time = random.Random(self.seed), 0.0
+        tenants = range(len(self.chats.weights))
+        for chat in range(1 << 24):
+            time += beginnings.expovariate(self.chats.rate)
+            if time > self.chats.seconds:
+                return
+            chance = random.Random(self.seed << 24 | chat)
+            tenant = chance.choices(tenants, self.chats.weights)[0]
+            ids = np.arange(self.chats.context // BLOCK, dtype="<u8") + np.uint64((chat + 1) << 24)
+            shared = self.chats.prefix // BLOCK
+            ids[:shared] = np.arange(shared, dtype="<u8") + np.uint64((tenant + 1) << 56)
+            self._ids[chat] = ids
+            said = self.chats.prefix + length(chance, self.chats.first)
+            yield self._turn(time, 0, said, chat, tenant, chance)
+
+    def following(self, request: Request, ended: float) -> Request | None:
+        """The next turn, if there is one."""
+        assert isinstance(request, ChatRequest)
+        chance = request.chance
+        tokens = request.tokens + request.output + length(chance, self.chats.question)
+        room = tokens + self.chats.answer * 2 <= self.chats.context
+        if chance.random() < 1 / self.chats.turns or not room:
+            del self._ids[request.chat]
+            return None
+        at = ended + chance.expovariate(1 / self.chats.think_s)
+        return self._turn(at, request.turn + 1, tokens, request.chat, request.tenant, chance)
+
+    def _turn(
+        self, at: float, turn: int, tokens: int, chat: int, tenant: int, chance: random.Random
+    ) -> ChatRequest:
+        ids, answer = self._ids[chat], length(chance, self.chats.answer)
+        return ChatRequest(
+            at,
+            tenant if self.chats.by_tenant else chat,
+            turn,
+            packed(ids[: tokens // BLOCK]),
+            tokens,
+            answer,
+            packed(ids[: (tokens + answer - 1) // BLOCK]),
+            chat=chat,
+            tenant=tenant,
+            chance=chance,
+        )
+
+
+def length(chance: random.Random, mean: int) -> int:
+    """Tokens, uniform within half of their mean."""
+    return chance.randint(mean // 2, mean + mean // 2)

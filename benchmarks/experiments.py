@@ -1,0 +1,61 @@
+"""The three drawbacks of plain stickiness, and what else a policy must stand: experiments.
+
+Each replays the product's own index and policies in virtual time, on fresh seeds, and answers with
+figures and a plot of docs/policy.md:
+
+growth    one hot tenant on one host
+sweep     locality against load: the rate of requests up to what the pool can do
+crowd     many come for one prefix at once
+
+    python benchmarks/experiments.py [--json] [--quick] [--only NAME …] [--plots docs/plots]
+        [--traces DIR]  # the folder with mooncake_conversation.jsonl.gz, for `sweep`
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from _experiments import crowd, growth, sweep
+from _experiments.result import Result
+
+from extproc.replay.plots import svg
+
+
+def main() -> None:
+    """Run them one after the other."""
+    parser = argparse.ArgumentParser(description="The experiments of docs/policy.md.")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--quick", action="store_true", help="short runs, some seconds in all")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these experiments")
+    parser.add_argument("--plots", type=Path, help="write an SVG file each into this folder")
+    parser.add_argument("--traces", type=Path, help="folder with the published traces")
+    args = parser.parse_args()
+    experiments: dict[str, Callable[[bool], Result]] = {
+        "growth": growth.run,
+        "sweep": partial(sweep.run, traces=args.traces),
+        "crowd": crowd.run,
+    }
+    figures: dict[str, float] = {}
+    for name in args.only or experiments:
+        start = time.monotonic()
+        result = experiments[name](args.quick)
+        figures |= result.figures
+        if args.plots:
+            args.plots.mkdir(parents=True, exist_ok=True)
+            (args.plots / f"{name}.svg").write_text(svg(result.draw(), name))
+        if not args.json:
+            print(f"{name} ({time.monotonic() - start:.0f} s)")
+            for figure, value in result.figures.items():
+                print(f"  {figure:56} {value:10.3f}")
+    if args.json:
+        print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
