@@ -7,12 +7,14 @@ growth    one hot tenant on one host
 sweep     locality against load: the rate of requests up to what the pool can do
 crowd     many come for one prefix at once
 
-    python benchmarks/experiments.py [--json] [--quick] [--only NAME …] [--plots docs/plots]
+    python benchmarks/experiments.py [--json] [--quick] [--only NAME …]
+        [--plots docs/plots] [--page docs/policy.md]
         [--traces DIR]  # the folder with mooncake_conversation.jsonl.gz, for `sweep`
 """
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +29,12 @@ from _experiments.result import Result
 from extproc.replay.plots import svg
 
 
+def fill(page: str, name: str, table: str) -> str:
+    """The page with the table between the experiment's marks; unchanged where it has none."""
+    marks = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return marks.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
+
+
 def main() -> None:
     """Run them one after the other."""
     parser = argparse.ArgumentParser(description="The experiments of docs/policy.md.")
@@ -34,6 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="short runs, some seconds in all")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these experiments")
     parser.add_argument("--plots", type=Path, help="write an SVG file each into this folder")
+    parser.add_argument("--page", type=Path, help="write the tables into this page")
     parser.add_argument("--traces", type=Path, help="folder with the published traces")
     args = parser.parse_args()
     experiments: dict[str, Callable[[bool], Result]] = {
@@ -45,14 +54,14 @@ def main() -> None:
     for name in args.only or experiments:
         start = time.monotonic()
         result = experiments[name](args.quick)
-        figures |= result.figures
+        figures |= result.figures(name)
         if args.plots:
             args.plots.mkdir(parents=True, exist_ok=True)
             (args.plots / f"{name}.svg").write_text(svg(result.draw(), name))
+        if args.page:
+            args.page.write_text(fill(args.page.read_text(), name, result.table()))
         if not args.json:
-            print(f"{name} ({time.monotonic() - start:.0f} s)")
-            for figure, value in result.figures.items():
-                print(f"  {figure:56} {value:10.3f}")
+            print(f"{name} ({time.monotonic() - start:.0f} s)\n{result.table()}\n")
     if args.json:
         print(json.dumps(figures, indent=1))
 

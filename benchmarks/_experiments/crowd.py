@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from _experiments.result import ALL, SEED, Result
+from _experiments.result import ALL, SEED, Result, Rows
 from _experiments.traffic import BLOCK, Chats, ChatTraffic
 from extproc.replay.engine import EngineModel
 from extproc.replay.lab import Setting, replay
@@ -66,9 +66,9 @@ def run(quick: bool) -> Result:
     model = EngineModel()
     rates = RATES[1::3] if quick else RATES
     need = [rate * model.prefill_s(QUESTION, 0, 0) for rate in rates]
-    figures = {f"crowd_{rate}qps_busy_instances": need[at] for at, rate in enumerate(rates)}
     holders: dict[str, list[int]] = {name: [] for name in NAMES}
     ttft: dict[str, list[float]] = {name: [] for name in NAMES}
+    rows: Rows = {name: {} for name in NAMES}
     for name in NAMES:
         for rate in rates:
             traffic = Crowd(chats.traffic(SEED), rate, seconds / 2, seconds, SEED)
@@ -77,9 +77,17 @@ def run(quick: bool) -> Result:
             engines = np.array(outcome.engine)[mine]
             holders[name].append(len(set(engines.tolist())))
             ttft[name].append(float(np.frombuffer(outcome.ttft)[mine].mean()))
-            figures[f"crowd_{name}_{rate}qps_holders"] = holders[name][-1]
-            figures[f"crowd_{name}_{rate}qps_ttft_mean_s"] = ttft[name][-1]
-    return Result(figures, lambda: draw(list(rates), need, holders, ttft))
+            rows[name][f"{rate}qps_holders"] = holders[name][-1]
+            rows[name][f"{rate}qps_ttft_mean_s"] = ttft[name][-1]
+    rows["busy with the questions alone"] = {
+        f"{rate}qps_holders": instances for rate, instances in zip(rates, need, strict=True)
+    }
+    heads = {
+        f"{rate}qps_{figure}": f"{head}, {rate}/s"
+        for figure, head in (("holders", "holders"), ("ttft_mean_s", "mean TTFT s"))
+        for rate in rates[1::2]
+    }
+    return Result(rows, heads, lambda: draw(list(rates), need, holders, ttft))
 
 
 def draw(

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from _experiments.result import ALL, SEED, Result, Watched
+from _experiments.result import ALL, SEED, Result, Rows, Watched
 from _experiments.traffic import Chats
 from extproc.replay.curves import Floats, load
 from extproc.replay.lab import Setting, replay
@@ -21,6 +21,13 @@ NAMES = ("session-hash", "longest-prefix", "priced")
 SETTING = Setting(instances=8, capacity_tokens=1_000_000)
 WEIGHTS = (40.0, *(60 / 29,) * 29)
 WINDOW_S = 15.0
+SHOWN = {
+    "ttft_mean_s": "mean TTFT s",
+    "ttft_p90_s": "p90 s",
+    "hit": "hit ratio",
+    "prefill_busiest_over_mean": "prefill time, busiest over mean",
+    "others_cached_when_one_is_full": "cached by the others when the first cache is full",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ def run(quick: bool) -> Result:
         rate=6.0, seconds=40 if quick else 600, weights=WEIGHTS, prefix=4_000, by_tenant=True
     )
     edges = np.arange(0.0, chats.seconds * 1.2 + 1, WINDOW_S)
-    figures: dict[str, float] = {}
+    rows: Rows = {}
     seen: dict[str, Seen] = {}
     for name in NAMES:
         policy = Watched(ALL[name](), WINDOW_S / 3)
@@ -52,17 +59,17 @@ def run(quick: bool) -> Result:
         summary = outcome.summary()
         loads = [load(outcome, engine, edges) for engine in range(SETTING.instances)]
         seen[name] = Seen(policy.at, np.array(policy.held), np.array(loads))
-        figures |= {
-            f"growth_{name}_ttft_mean_s": summary.ttft_mean,
-            f"growth_{name}_ttft_p90_s": summary.ttft_p90,
-            f"growth_{name}_hit": summary.hit,
-            f"growth_{name}_prefill_busiest_over_mean": summary.imbalance,
-            f"growth_{name}_others_cached_when_one_is_full": seen[name].others_when_one_is_full(),
+        rows[name] = {
+            "ttft_mean_s": summary.ttft_mean,
+            "ttft_p90_s": summary.ttft_p90,
+            "hit": summary.hit,
+            "prefill_busiest_over_mean": summary.imbalance,
+            "others_cached_when_one_is_full": seen[name].others_when_one_is_full(),
         }
-    return Result(figures, lambda: draw(seen, figures, edges))
+    return Result(rows, SHOWN, lambda: draw(seen, rows, edges))
 
 
-def draw(seen: dict[str, Seen], figures: dict[str, float], edges: Floats) -> Figure:
+def draw(seen: dict[str, Seen], rows: Rows, edges: Floats) -> Figure:
     """Cached tokens above, prefill below; a line an instance."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 4.4), layout="constrained")
@@ -71,8 +78,7 @@ def draw(seen: dict[str, Seen], figures: dict[str, float], edges: Floats) -> Fig
             shown = np.array(each.at) <= edges[-1]
             upper.plot(np.array(each.at)[shown], each.cached[shown] / 1e6, linewidth=1)
             upper.axhline(SETTING.capacity_tokens / 1e6, color="grey", linestyle=":")
-            mean = figures[f"growth_{name}_ttft_mean_s"]
-            upper.set_title(f"{name}: mean TTFT {mean:.2f} s")
+            upper.set_title(f"{name}: mean TTFT {rows[name]['ttft_mean_s']:.2f} s")
             lower.plot(edges[1:], each.load.T, linewidth=1)
             lower.set(xlabel="time, seconds", ylim=(0, 1.02), xlim=(0, edges[-1]))
         panels[0][0].set_ylabel("cached tokens, millions")

@@ -15,12 +15,41 @@ SEED = 300
 """The first of the experiments' own seeds: no parameter was chosen on these (docs/policy.md)."""
 
 
+Rows = dict[str, dict[str, float]]
+"""What was compared, mostly a policy → figure → number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """figures: name → number, for the table and JSON. draw: makes the plot."""
+    """shown: figure → head of its column in the page, in order. draw: makes the plot."""
 
-    figures: dict[str, float]
+    rows: Rows
+    shown: dict[str, str]
     draw: Callable[[], Figure]
+
+    def figures(self, experiment: str) -> dict[str, float]:
+        """All numbers, flat."""
+        return {
+            f"{experiment}_{row}_{figure}": value
+            for row, figures in self.rows.items()
+            for figure, value in figures.items()
+        }
+
+    def table(self) -> str:
+        """The figures that are shown, as Markdown."""
+        lines = ["| |" + "".join(f" {head} |" for head in self.shown.values())]
+        lines.append("|---|" + "---|" * len(self.shown))
+        for row, figures in self.rows.items():
+            cells = (shown(figures[figure]) if figure in figures else "" for figure in self.shown)
+            lines.append(f"| {row} |" + "".join(f" {cell} |" for cell in cells))
+        return "\n".join(lines)
+
+
+def shown(value: float) -> str:
+    """Three digits that count, all of those before the point; whole numbers as they are."""
+    if value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from _experiments.result import ALL, SEED, Result
+from _experiments.result import ALL, SEED, Result, Rows
 from _experiments.traffic import Chats
 from extproc.replay.formats import Mooncake
 from extproc.replay.lab import Setting, replay
@@ -42,13 +42,16 @@ def run(quick: bool, traces: Path | None) -> Result:
                 float(np.mean([run.ttft_p90 for _, run in runs])),
                 float(np.mean([run.within_5s for _, run in runs])),
             )
-    figures: dict[str, float] = {}
+    rows: Rows = {}
+    rates = sorted(seen[NAMES[0]])
     for name, points in seen.items():
+        rows[name] = {"capacity_rps": capacity(points)}
         for rate, (mean, p90, _) in points.items():
-            figures[f"sweep_{name}_{rate:.1f}rps_ttft_mean_s"] = mean
-            figures[f"sweep_{name}_{rate:.1f}rps_ttft_p90_s"] = p90
-        figures[f"sweep_{name}_capacity_rps"] = capacity(points)
-    return Result(figures, lambda: draw(seen))
+            rows[name] |= {f"{rate:.1f}rps_ttft_mean_s": mean, f"{rate:.1f}rps_ttft_p90_s": p90}
+    heads = {"capacity_rps": "requests/s with 90 % within 5 s"} | {
+        f"{rate:.1f}rps_ttft_mean_s": f"mean TTFT s at {rate:.1f}/s" for rate in rates[1::3]
+    }
+    return Result(rows, heads, lambda: draw(seen))
 
 
 def capacity(points: Points, share: float = 0.9) -> float:
