@@ -13,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from extproc.errors import ConfigError
-from extproc.replay.baselines import BASELINES
+from extproc.replay.baselines import BASELINES, REFERENCES
 from extproc.replay.curves import Curves, curves
 from extproc.replay.engine import EngineModel
 from extproc.replay.formats import Mooncake, Turns, format_of
@@ -22,7 +22,7 @@ from extproc.replay.outcome import Summary
 from extproc.replay.traffic import Traffic
 from extproc.routing import POLICIES, Policy
 
-NAMES: dict[str, Callable[[], Policy]] = {**POLICIES, **BASELINES}
+NAMES: dict[str, Callable[[], Policy]] = {**POLICIES, **BASELINES, **REFERENCES}
 
 _Positive = Parameter(validator=validators.Number(gt=0))
 _EVERY = 500
@@ -101,7 +101,7 @@ def run_replay(
 
             runs = []
             for traffic in _traffic(known, trace, options):
-                outcome = replay(traffic, NAMES[name](), _setting(options), look)
+                outcome = replay(traffic, NAMES[name](), _setting(options, name), look)
                 runs.append(outcome.summary())
                 if page and name not in drawn:
                     drawn[name] = curves(outcome)
@@ -138,11 +138,12 @@ def mean(runs: Sequence[Summary]) -> Summary:
     )
 
 
-def _setting(options: Options) -> Setting:
+def _setting(options: Options, policy: str) -> Setting:
     return Setting(
         options.instances,
         options.capacity_tokens,
         EngineModel(prefill_rate=options.prefill_rate),
+        is_pooled=policy == "pooled",
     )
 
 

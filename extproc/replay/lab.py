@@ -17,7 +17,7 @@ class Setting:
 
     capacity_tokens: of each engine's cache. sees_first_token: whether the router is told when a
     prefill ends, or must predict it. knows_overhead: whether it has learnt what a prefill costs
-    beside its tokens.
+    beside its tokens. is_pooled: all engines share one cache, as large as theirs together.
     """
 
     instances: int = 8
@@ -25,6 +25,7 @@ class Setting:
     engine: EngineModel = field(default_factory=EngineModel)
     sees_first_token: bool = True
     knows_overhead: bool = True
+    is_pooled: bool = False
 
 
 def replay(
@@ -40,9 +41,13 @@ def replay(
     block = traffic.block_size
     capacity = setting.capacity_tokens // block
     engines = [Engine(setting.engine, capacity, block) for _ in range(setting.instances)]
+    if setting.is_pooled:
+        shared = Engine(setting.engine, capacity * setting.instances, block).cache
+        for engine in engines:
+            engine.cache = shared
     overhead_s = setting.engine.overhead_s if setting.knows_overhead else 0.0
     speed = Speed(setting.engine.prefill_rate, overhead_s)
-    router = Router(policy, setting.instances, capacity, block, speed)
+    router = Router(policy, setting.instances, capacity, block, speed, setting.is_pooled)
     placements: dict[int, Placement] = {}
     outcome = Outcome(setting.instances)
     arrivals = traffic.arrivals()
@@ -67,8 +72,7 @@ def replay(
     def advance(number: int, now: float) -> None:
         first, ended = engines[number].advance(now)
         for job in first:
-            if setting.sees_first_token:
-                router.first_token(placements[id(job)], now)
+            router.prefilled(placements[id(job)], now, setting.sees_first_token)
             outcome.first_token(job, number, placements[id(job)].score.cached_tokens)
         for job in ended:
             router.ended(placements.pop(id(job)))

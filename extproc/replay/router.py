@@ -37,12 +37,20 @@ class LabView(InstanceView):
     """An instance with what the published baselines ask for.
 
     active_tokens: prompt tokens of the requests in flight there. held_tokens: tokens that it is
-    believed to cache. capacity_tokens: of its cache.
+    believed to cache. capacity_tokens: of its cache. queued, queued_tokens: requests whose first
+    token has not come, and their prompts' tokens.
     """
 
     active_tokens: float = 0.0
     held_tokens: int = 0
     capacity_tokens: int = 0
+    queued: int = 0
+    queued_tokens: int = 0
+
+    @property
+    def cache_use(self) -> float:
+        """Share of the cache that requests in flight use, at most 1."""
+        return min(self.active_tokens / self.capacity_tokens, 1.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,11 +67,17 @@ class Router:
     """Places requests as the product does: match, choose, expect.
 
     speed: the guess of what a prefill takes, the same for all engines; `outlook.rates` may be told
-    better. Whether first tokens are seen is up to the caller: `first_token` is called or not.
+    better. is_pooled: all engines have one cache.
     """
 
     def __init__(
-        self, policy: Policy, engines: int, capacity: int, block_size: int, speed: Speed
+        self,
+        policy: Policy,
+        engines: int,
+        capacity: int,
+        block_size: int,
+        speed: Speed,
+        is_pooled: bool = False,
     ) -> None:
         self.policy = policy
         self.index = PrefixIndex()
@@ -72,12 +86,16 @@ class Router:
         self._endpoints = [Endpoint(f"10.0.0.1:{8000 + number}") for number in range(engines)]
         self._number = {name: number for number, name in enumerate(self.names)}
         self._active = [0.0] * engines
+        self._queued = [0] * engines
+        self._queued_tokens = [0] * engines
         self._capacity = capacity
         self._block = block_size
         self._turns = 0
-        for name in self.names:
+        self._caches = self.names[:1] * engines if is_pooled else self.names
+        for name in dict.fromkeys(self._caches):
+            room = capacity * engines if is_pooled else capacity
             self.index.apply(Joined(name, block_size))
-            self.index.apply(Capacity(name, Tier.GPU, capacity))
+            self.index.apply(Capacity(name, Tier.GPU, room))
 
     def place(self, request: Request, now: float, up: Sequence[int] | None = None) -> Placement:
         """Choose an engine and expect the prompt there. up: the engines that may be chosen."""
@@ -96,7 +114,9 @@ class Router:
         ticket = self.outlook.start(best.instance, uncached, now)
         number = self._number[best.instance]
         self._active[number] += request.tokens
-        depth = depths.get(best.instance)
+        self._queued[number] += 1
+        self._queued_tokens[number] += request.tokens
+        depth = depths.get(self._caches[number])
         self.expect(number, request.keys, depth.gpu if depth else 0)
         return Placement(request, number, best, ticket)
 
@@ -105,7 +125,7 @@ class Router:
         cut = depth * KEY_BYTES
         parent = BlockKey(int.from_bytes(keys[cut - KEY_BYTES : cut], "little"))
         held = Held(
-            self.names[engine],
+            self._caches[engine],
             Tier.GPU,
             parent if cut else NO_BLOCK,
             PackedKeys(keys[cut:]),
@@ -113,9 +133,12 @@ class Router:
         )
         self.index.apply(held)
 
-    def first_token(self, placement: Placement, now: float) -> None:
-        """Its prefill ended."""
-        self.outlook.computed(placement.ticket, now)
+    def prefilled(self, placement: Placement, now: float, is_seen: bool) -> None:
+        """Its prefill ended. is_seen: whether the router is shown the first token."""
+        self._queued[placement.engine] -= 1
+        self._queued_tokens[placement.engine] -= placement.request.tokens
+        if is_seen:
+            self.outlook.computed(placement.ticket, now)
 
     def ended(self, placement: Placement) -> None:
         """Its answer ended: the next turn will show it, so it is expected from now on."""
@@ -134,7 +157,7 @@ class Router:
         most = ((turn.tokens or 1) - 1) // self._block
         candidates = []
         for number in eligible:
-            depth = depths.get(self.names[number])
+            depth = depths.get(self._caches[number])
             cached = min(depth.gpu, most) * self._block if depth else 0
             candidates.append(Candidate(self.names[number], self._endpoints[number], cached))
         loads = self.outlook.loads([one.instance for one in candidates], now)
@@ -148,6 +171,8 @@ class Router:
         return LabView(
             **{name: getattr(view, name) for name in InstanceView.__slots__},
             active_tokens=self._active[number],
-            held_tokens=self.index.held_blocks(view.instance) * self._block,
+            held_tokens=self.index.held_blocks(self._caches[number]) * self._block,
             capacity_tokens=self._capacity * self._block,
+            queued=self._queued[number],
+            queued_tokens=self._queued_tokens[number],
         )

@@ -9,9 +9,14 @@ from collections.abc import Callable, Mapping
 
 from extproc.replay.baselines.aibrix import AIBrixPrefixCache
 from extproc.replay.baselines.counting import LeastRequests, LeastTokens, LongestPrefix, RoundRobin
+from extproc.replay.baselines.dualmap import DualMap
+from extproc.replay.baselines.dynamo import Dynamo
+from extproc.replay.baselines.gorgo import Gorgo
+from extproc.replay.baselines.llmd import LLMDDefault, LLMDSticky
 from extproc.replay.baselines.lmetric import LMetric
 from extproc.replay.baselines.mooncake import MinTTFT
-from extproc.replay.baselines.session import SessionHash
+from extproc.replay.baselines.preble import PrebleE2
+from extproc.replay.baselines.session import SessionHash, SessionLeastLoaded
 from extproc.replay.baselines.sglang import SGLangCacheAware
 from extproc.routing import Policy
 
@@ -21,10 +26,20 @@ BASELINES: Mapping[str, Callable[[], Policy]] = {
     "least-tokens": LeastTokens,
     "longest-prefix": LongestPrefix,
     "session-hash": SessionHash,
+    "session-least-loaded": SessionLeastLoaded,
     "sglang-cache-aware": SGLangCacheAware,
     "aibrix-prefix-cache": AIBrixPrefixCache,
     "mooncake-min-ttft": MinTTFT,
     "lmetric": LMetric,
+    "llm-d-default": LLMDDefault,
+    "llm-d-sticky": LLMDSticky,
+    "dynamo": Dynamo,
+    "preble-e2": PrebleE2,
+    "dualmap": DualMap,
+    "gorgo": Gorgo,
 }
 
-__all__ = ["BASELINES"]
+REFERENCES: Mapping[str, Callable[[], Policy]] = {"pooled": LeastTokens}
+"""No policies of a router: `pooled` is what one cache for all engines would give."""
+
+__all__ = ["BASELINES", "REFERENCES"]
