@@ -1,8 +1,11 @@
 """One replay: traffic, a router, engines, and virtual time."""
 
+import bisect
 import heapq
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 
 from extproc.replay.engine import Engine, EngineModel, Job
 from extproc.replay.outcome import Outcome
@@ -12,12 +15,25 @@ from extproc.routing import Policy, Speed
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """An instance is lost, with its cache and all that it was doing, or comes, empty.
+
+    at: seconds; an instance that is lost at 0 was never there.
+    """
+
+    at: float
+    instance: int
+    is_up: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """What is replayed on.
 
     capacity_tokens: of each engine's cache. sees_first_token: whether the router is told when a
     prefill ends, or must predict it. knows_overhead: whether it has learnt what a prefill costs
     beside its tokens. is_pooled: all engines share one cache, as large as theirs together.
+    changes: instances that go and come, at least one is always there; not of a pooled cache.
     """
 
     instances: int = 8
@@ -26,6 +42,7 @@ class Setting:
     sees_first_token: bool = True
     knows_overhead: bool = True
     is_pooled: bool = False
+    changes: tuple[Change, ...] = ()
 
 
 def replay(
@@ -52,13 +69,18 @@ def replay(
     outcome = Outcome(setting.instances)
     arrivals = traffic.arrivals()
     upcoming: list[tuple[float, int, Request]] = []
+    changes = deque(sorted(setting.changes, key=lambda change: change.at))
+    up = list(range(setting.instances))
     order = 0
 
-    def expect_next(request: Request | None) -> None:
+    def expect(at: float, request: Request) -> None:
         nonlocal order
+        order += 1
+        heapq.heappush(upcoming, (at, order, request))
+
+    def expect_next(request: Request | None) -> None:
         if request is not None:
-            order += 1
-            heapq.heappush(upcoming, (request.at, order, request))
+            expect(request.at, request)
 
     # Every engine has one entry that counts, the latest; older ones are stale.
     alarms: list[tuple[float, int]] = []
@@ -79,9 +101,32 @@ def replay(
             outcome.ended(job, number, now)
             expect_next(traffic.following(job.request, now))
 
+    def change(number: int, is_up: bool, now: float) -> None:
+        if is_up:
+            bisect.insort(up, number)
+            router.joined(number)
+            return
+        up.remove(number)
+        advance(number, now)
+        for job in engines[number].drain():
+            placement = placements.pop(id(job))
+            router.lost(placement, is_prefilled=job.first_token > 0)
+            # Who has seen a first token asks again, now; other requests are sent on as they are.
+            request = job.request
+            expect(now, replace(request, at=now) if job.first_token else request)
+        engines[number].clear()
+        router.left(number)
+        set_alarm(number)
+
     expect_next(next(arrivals, None))
     known = upcoming[0][2] if upcoming else None
     while upcoming or alarms:
+        if changes and changes[0].at <= min(
+            alarms[0][0] if alarms else inf, upcoming[0][0] if upcoming else inf
+        ):
+            each = changes.popleft()
+            change(each.instance, each.is_up, each.at)
+            continue
         if alarms and (not upcoming or alarms[0][0] <= upcoming[0][0]):
             now, number = heapq.heappop(alarms)
             if now == due[number]:
@@ -92,7 +137,7 @@ def replay(
         if request is known:
             known = next(arrivals, None)
             expect_next(known)
-        placement = router.place(request, now)
+        placement = router.place(request, now, up)
         number = placement.engine
         job = Job(request, now)
         placements[id(job)] = placement

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from extproc.index import Capacity, Depths, Held, Joined, PrefixIndex, Source, Tier
+from extproc.index import Capacity, Depths, Held, Joined, Left, PrefixIndex, Source, Tier
 from extproc.replay.traffic import Request
 from extproc.routing import (
     Candidate,
@@ -146,6 +146,21 @@ class Router:
         self._active[placement.engine] -= placement.request.tokens
         if placement.request.answered is not placement.request.keys:
             self.expect(placement.engine, placement.request.answered)
+
+    def lost(self, placement: Placement, is_prefilled: bool) -> None:
+        """Its engine went away before it had ended."""
+        self.outlook.ledger.end(placement.ticket)
+        self._active[placement.engine] -= placement.request.tokens
+        self._queued[placement.engine] -= not is_prefilled
+
+    def left(self, engine: int) -> None:
+        """The engine has gone, and its cache with it."""
+        self.index.apply(Left(self.names[engine]))
+
+    def joined(self, engine: int) -> None:
+        """An engine has come, empty."""
+        self.index.apply(Joined(self.names[engine], self._block))
+        self.index.apply(Capacity(self.names[engine], Tier.GPU, self._capacity))
 
     def _rank(
         self,
