@@ -59,7 +59,8 @@ class Job:
 class Engine:
     """One engine. Its owner calls `advance` at `next_event` and hands on what comes out.
 
-    capacity: of its cache, in blocks.
+    capacity: of its cache, in blocks. prefilled_s, prefilled, computed_tokens: counted as a real
+    engine does, of the prefills that have ended.
     """
 
     model: EngineModel
@@ -67,6 +68,9 @@ class Engine:
     block_size: int
     cache: PrefixIndex = field(init=False)
     busy_s: float = 0.0
+    prefilled_s: float = 0.0
+    prefilled: int = 0
+    computed_tokens: int = 0
     _waiting: deque[Job] = field(default_factory=deque)
     _prefilling: Job | None = None
     _decoding: list[tuple[float, int, Job]] = field(default_factory=list)
@@ -121,6 +125,9 @@ class Engine:
         first = []
         if (done := self._prefilling) and done.prefill_ends <= now:
             done.first_token = now
+            self.prefilled_s += done.prefill_s
+            self.prefilled += 1
+            self.computed_tokens += done.request.tokens - done.cached
             first.append(done)
             self._prefilling = None
             self._order += 1

@@ -3,11 +3,12 @@
 import bisect
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 
 from extproc.replay.engine import Engine, EngineModel, Job
+from extproc.replay.fleet import Blur, Fleet
 from extproc.replay.outcome import Outcome
 from extproc.replay.router import Placement, Router
 from extproc.replay.traffic import Request, Traffic
@@ -34,6 +35,8 @@ class Setting:
     prefill ends, or must predict it. knows_overhead: whether it has learnt what a prefill costs
     beside its tokens. is_pooled: all engines share one cache, as large as theirs together.
     changes: instances that go and come, at least one is always there; not of a pooled cache.
+    others: engines that differ from `engine`, by instance. blur: how the routers' knowledge is off;
+    what an engine that differs takes is told to nobody.
     """
 
     instances: int = 8
@@ -43,6 +46,8 @@ class Setting:
     knows_overhead: bool = True
     is_pooled: bool = False
     changes: tuple[Change, ...] = ()
+    others: Mapping[int, EngineModel] = field(default_factory=dict)
+    blur: Blur = field(default_factory=Blur)
 
 
 def replay(
@@ -57,14 +62,23 @@ def replay(
     """
     block = traffic.block_size
     capacity = setting.capacity_tokens // block
-    engines = [Engine(setting.engine, capacity, block) for _ in range(setting.instances)]
+    engines = [
+        Engine(setting.others.get(number, setting.engine), capacity, block)
+        for number in range(setting.instances)
+    ]
     if setting.is_pooled:
         shared = Engine(setting.engine, capacity * setting.instances, block).cache
         for engine in engines:
             engine.cache = shared
     overhead_s = setting.engine.overhead_s if setting.knows_overhead else 0.0
     speed = Speed(setting.engine.prefill_rate, overhead_s)
-    router = Router(policy, setting.instances, capacity, block, speed, setting.is_pooled)
+    router = Fleet(
+        [
+            Router(policy, setting.instances, capacity, block, speed, setting.is_pooled)
+            for _ in range(setting.blur.replicas)
+        ],
+        setting.blur,
+    )
     placements: dict[int, Placement] = {}
     outcome = Outcome(setting.instances)
     arrivals = traffic.arrivals()
@@ -97,7 +111,7 @@ def replay(
             router.prefilled(placements[id(job)], now, setting.sees_first_token)
             outcome.first_token(job, number, placements[id(job)].score.cached_tokens)
         for job in ended:
-            router.ended(placements.pop(id(job)))
+            router.ended(placements.pop(id(job)), now)
             outcome.ended(job, number, now)
             expect_next(traffic.following(job.request, now))
 
@@ -137,6 +151,7 @@ def replay(
         if request is known:
             known = next(arrivals, None)
             expect_next(known)
+        router.look(engines, now)
         placement = router.place(request, now, up)
         number = placement.engine
         job = Job(request, now)

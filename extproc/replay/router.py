@@ -1,6 +1,6 @@
 """A replica of the product in virtual time: its index, its load ledger, a policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from extproc.index import Capacity, Depths, Held, Joined, Left, PrefixIndex, Source, Tier
@@ -61,13 +61,18 @@ class Placement:
     engine: int
     score: Score
     ticket: Ticket
+    is_known: bool = True
+
+
+def _apply(router: "Router", fact: Held, _: float) -> None:
+    router.index.apply(fact)
 
 
 class Router:
     """Places requests as the product does: match, choose, expect.
 
     speed: the guess of what a prefill takes, the same for all engines; `outlook.rates` may be told
-    better. is_pooled: all engines have one cache.
+    better. is_pooled: all engines have one cache. on_fact: told each fact, for the index.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Router:
         is_pooled: bool = False,
     ) -> None:
         self.policy = policy
+        self.on_fact: Callable[[Router, Held, float], None] = _apply
         self.index = PrefixIndex()
         self.outlook = Outlook(speed, 0.0)
         self.names = [InstanceId(f"i{number}") for number in range(engines)]
@@ -97,9 +103,19 @@ class Router:
             self.index.apply(Joined(name, block_size))
             self.index.apply(Capacity(name, Tier.GPU, room))
 
-    def place(self, request: Request, now: float, up: Sequence[int] | None = None) -> Placement:
-        """Choose an engine and expect the prompt there. up: the engines that may be chosen."""
-        depths = self.index.match(request.keys)
+    def place(
+        self,
+        request: Request,
+        now: float,
+        up: Sequence[int] | None = None,
+        is_known: bool = True,
+    ) -> Placement:
+        """Choose an engine and expect the prompt there.
+
+        up: the engines that may be chosen. is_known: whether the prompt's blocks are; else nothing
+        is looked up, and nothing expected.
+        """
+        depths = self.index.match(request.keys) if is_known else {}
         self._turns += 1
         turn = LabTurn(
             request.tokens,
@@ -117,10 +133,11 @@ class Router:
         self._queued[number] += 1
         self._queued_tokens[number] += request.tokens
         depth = depths.get(self._caches[number])
-        self.expect(number, request.keys, depth.gpu if depth else 0)
-        return Placement(request, number, best, ticket)
+        if is_known:
+            self.expect(number, request.keys, now, depth.gpu if depth else 0)
+        return Placement(request, number, best, ticket, is_known)
 
-    def expect(self, engine: int, keys: PackedKeys, depth: int = 0) -> None:
+    def expect(self, engine: int, keys: PackedKeys, now: float, depth: int = 0) -> None:
         """The engine is taken to hold the chain. depth: blocks that the index knows already."""
         cut = depth * KEY_BYTES
         parent = BlockKey(int.from_bytes(keys[cut - KEY_BYTES : cut], "little"))
@@ -131,7 +148,7 @@ class Router:
             PackedKeys(keys[cut:]),
             Source.PICK,
         )
-        self.index.apply(held)
+        self.on_fact(self, held, now)
 
     def prefilled(self, placement: Placement, now: float, is_seen: bool) -> None:
         """Its prefill ended. is_seen: whether the router is shown the first token."""
@@ -140,12 +157,12 @@ class Router:
         if is_seen:
             self.outlook.computed(placement.ticket, now)
 
-    def ended(self, placement: Placement) -> None:
+    def ended(self, placement: Placement, now: float) -> None:
         """Its answer ended: the next turn will show it, so it is expected from now on."""
         self.outlook.ledger.end(placement.ticket)
         self._active[placement.engine] -= placement.request.tokens
-        if placement.request.answered is not placement.request.keys:
-            self.expect(placement.engine, placement.request.answered)
+        if placement.is_known and placement.request.answered is not placement.request.keys:
+            self.expect(placement.engine, placement.request.answered, now)
 
     def lost(self, placement: Placement, is_prefilled: bool) -> None:
         """Its engine went away before it had ended."""

@@ -102,10 +102,13 @@ class Outlook:
         """The request's first token was seen."""
         self.ledger.computed(ticket, now, self.rates.of(ticket.instance).rate)
 
+    def rate(self, instance: InstanceId) -> float:
+        """Tokens a second that the instance prefills."""
+        return self.rates.of(instance).rate
+
     def loads(self, instances: Iterable[InstanceId], now: float) -> list[Load]:
         """What waits at each and is in flight there, all replicas' requests."""
-        ledger, rates = self.ledger, self.rates
-        return [ledger.of(name, now, rates.of(name).rate) for name in instances]
+        return [self.ledger.of(name, now, self.rate(name)) for name in instances]
 
     def view(
         self, candidates: Sequence[Candidate], loads: Sequence[Load], instances: int, now: float

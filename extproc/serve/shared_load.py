@@ -27,7 +27,6 @@ class SharedLoad:
     ) -> None:
         self._outlook = outlook
         self._ledger = outlook.ledger
-        self._rates = outlook.rates
         self._members = members
         self._reads = reads
 
@@ -39,7 +38,7 @@ class SharedLoad:
 
     def own(self) -> Mapping[InstanceId, tuple[float, int]]:
         """What this replica has in flight."""
-        return self._ledger.own(monotonic(), self._rate)
+        return self._ledger.own(monotonic(), self._outlook.rate)
 
     def assigned(self) -> tuple[int, int]:
         """What this replica has assigned since it began: requests, milliseconds of prefill."""
@@ -60,10 +59,7 @@ class SharedLoad:
             picks, prefill_ms = assigned
             self._outlook.assigned_by(replica, Assigned(picks, prefill_ms / 1000), monotonic())
             told = {name: Load(*load) for name, load in loads.items()}
-            self._ledger.report(replica, told, monotonic(), self._rate)
-
-    def _rate(self, instance: InstanceId) -> float:
-        return self._rates.of(instance).rate
+            self._ledger.report(replica, told, monotonic(), self._outlook.rate)
 
     def heard(self) -> None:
         """What did not change still holds."""

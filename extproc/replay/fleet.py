@@ -1,0 +1,161 @@
+"""The routers of a replay: one or several replicas, and how their knowledge is off."""
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from extproc.index import Held
+from extproc.replay.engine import Engine
+from extproc.replay.router import Placement, Router
+from extproc.replay.traffic import Request
+from extproc.routing import Assigned, Load
+from extproc.terms import InstanceId
+
+SCRAPE_S = 0.2
+"""Between two looks at what the engines count, where speeds are learnt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blur:
+    """What routers do not know, or know late.
+
+    stale_s: until a fact is in a router's index. speed_error: what is believed of each engine's
+    prefill times is off by up to this share, up or down. unknown_share: of the requests, those
+    whose tokens a router cannot find in any cache, nor remember. replicas: routers that take turns.
+    late_s: until one of them knows another's facts and load, which it tells as often.
+    learns_speed: prefill times are learnt from what the engines count; nothing is told beforehand
+    but the mean of all engines.
+    """
+
+    stale_s: float = 0.0
+    speed_error: float = 0.0
+    unknown_share: float = 0.0
+    replicas: int = 1
+    late_s: float = 0.0
+    learns_speed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What one replica tells the others at once."""
+
+    replica: int
+    loads: dict[InstanceId, Load]
+    assigned: Assigned
+
+
+class Fleet:
+    """Replicas of a router, in front of the same engines."""
+
+    def __init__(self, routers: Sequence[Router], blur: Blur, seed: int = 0) -> None:
+        self._routers = routers
+        self._blur = blur
+        self._chance = random.Random(seed)  # noqa: S311
+        self._turn = 0
+        self._of: dict[int, Router] = {}
+        self._facts: deque[tuple[float, Router, Held]] = deque()
+        self._news: deque[tuple[float, _News]] = deque()
+        self._told_at = 0.0
+        self._looked_at = 0.0
+        self._counted: list[tuple[float, int, int]] = []
+        for router in routers:
+            router.on_fact = self._spread
+            self._mislead(router)
+
+    def place(self, request: Request, now: float, up: Sequence[int]) -> Placement:
+        """Choose an engine, by the replica whose turn it is."""
+        self._catch_up(now)
+        router = self._routers[self._turn % len(self._routers)]
+        self._turn += 1
+        is_known = self._chance.random() >= self._blur.unknown_share
+        placement = router.place(request, now, up, is_known)
+        self._of[id(placement)] = router
+        return placement
+
+    def prefilled(self, placement: Placement, now: float, is_seen: bool) -> None:
+        """Its prefill ended."""
+        self._of[id(placement)].prefilled(placement, now, is_seen)
+
+    def ended(self, placement: Placement, now: float) -> None:
+        """Its answer ended."""
+        self._of.pop(id(placement)).ended(placement, now)
+
+    def lost(self, placement: Placement, is_prefilled: bool) -> None:
+        """Its engine went away before it had ended."""
+        self._of.pop(id(placement)).lost(placement, is_prefilled)
+
+    def left(self, engine: int) -> None:
+        """The engine has gone, and its cache with it: all know at once."""
+        for router in self._routers:
+            router.left(engine)
+
+    def joined(self, engine: int) -> None:
+        """An engine has come, empty."""
+        for router in self._routers:
+            router.joined(engine)
+
+    def look(self, engines: Sequence[Engine], now: float) -> None:
+        """Learn from what the engines have counted, if it is time."""
+        if not self._blur.learns_speed or now - self._looked_at < SCRAPE_S:
+            return
+        self._looked_at = now
+        counted = [(one.prefilled_s, one.prefilled, one.computed_tokens) for one in engines]
+        for number, (after, before) in enumerate(zip(counted, self._counted, strict=False)):
+            seconds, requests, tokens = (a - b for a, b in zip(after, before, strict=True))
+            for router in self._routers:
+                router.outlook.rates.observe(router.names[number], seconds, requests, tokens)
+        self._counted = counted
+
+    def _mislead(self, router: Router) -> None:
+        """Have it believe in other speeds than it was told."""
+        error = self._blur.speed_error
+        if not error:
+            return
+        chance = random.Random(1)  # noqa: S311 - the same for all replicas, which share their looks
+        true = router.outlook.rates.mean
+        for name in router.names:
+            factor = 1.0 + error * (2.0 * chance.random() - 1.0)
+            for tokens in (500, 4_000, 16_000) * 20:
+                seconds = factor * true.seconds(tokens)
+                router.outlook.rates.observe(name, seconds, 1, tokens)
+
+    def _spread(self, source: Router, fact: Held, now: float) -> None:
+        """A fact reaches its replica's index after `stale_s`, the others' after `late_s` more."""
+        blur = self._blur
+        if not blur.stale_s:
+            source.index.apply(fact)
+        for router in self._routers:
+            if router is not source:
+                self._facts.append((now + blur.stale_s + blur.late_s, router, fact))
+            elif blur.stale_s:
+                self._facts.append((now + blur.stale_s, router, fact))
+
+    def _catch_up(self, now: float) -> None:
+        if self._facts:
+            waiting = self._facts
+            self._facts = deque()
+            for entry in waiting:
+                if entry[0] <= now:
+                    entry[1].index.apply(entry[2])
+                else:
+                    self._facts.append(entry)
+        if len(self._routers) == 1:
+            return
+        late_s = self._blur.late_s
+        if now - self._told_at >= late_s:
+            self._told_at = now
+            for number, router in enumerate(self._routers):
+                outlook = router.outlook
+                loads = outlook.ledger.own(now, outlook.rate)
+                self._news.append((now + late_s, _News(number, loads, outlook.assigned)))
+        while self._news and self._news[0][0] <= now:
+            self._hear(self._news.popleft()[1], now)
+
+    def _hear(self, news: _News, now: float) -> None:
+        for number, router in enumerate(self._routers):
+            if number != news.replica:
+                outlook = router.outlook
+                replica = str(news.replica)
+                outlook.assigned_by(replica, news.assigned, now)
+                outlook.ledger.report(replica, news.loads, now, outlook.rate)
