@@ -64,5 +64,19 @@ class NoEndpoint(HomingError):
     code = "no_endpoint"
 
 
+class Saturated(HomingError):
+    """A request would wait for too long at the best instance there is; a 429.
+
+    retry_after_s: whole seconds after which the wait should have passed.
+    """
+
+    status = 429
+    code = "saturated"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class PeerViolation(HomingError):
     """The other side of a protocol sent what the protocol forbids."""

@@ -332,6 +332,27 @@ def _word_or_section(value: object) -> str:
     return "section" if isinstance(value, dict | Section) else "word"
 
 
+class Priority(Section):
+    """Which header says how urgent a request is, and what it may say."""
+
+    header: HeaderName
+    """The request header; the gateway sets it, or takes a client's away."""
+
+    weights: Annotated[
+        dict[str, Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=64)
+    ]
+    """What a second of a request's own wait counts, by the header's value: `{batch: 0.1}`. One
+    without the header, or with another value, counts in full."""
+
+
+class Shed(Section):
+    """When a request is refused with 429 and `retry-after`."""
+
+    max_wait_s: Seconds
+    """Refuse where a request would wait longer than this at the instance that is best for it; where
+    `priority` gives it less weight, so much sooner."""
+
+
 class Pool(Section):
     """Instances that serve the same models."""
 
@@ -373,6 +394,20 @@ class Pool(Section):
 
     events: Events | None = None
     """KV-cache events of the engines, `{}` for all defaults; not used if not given."""
+
+    policy: Literal["priced"] = "priced"
+    """How an instance is chosen: `priced` weighs what is cached against what waits, and what others
+    then wait for (docs/policy.md)."""
+
+    session_header: HeaderName | None = None
+    """Request header that names the conversation. It counts only where a prompt's tokens are
+    unknown: such a turn goes where the one before went, unless waiting there costs more."""
+
+    priority: Priority | None = None
+    """How urgent requests are, by a header (docs/routing.md); all alike if not given."""
+
+    shed: Shed | None = None
+    """When requests are refused instead of queued (docs/routing.md); never if not given."""
 
     prefill_rate: Annotated[float, Field(gt=0)] = 16_000.0
     """Tokens a second that an instance prefills, until its engine tells (docs/engines.md)."""

@@ -40,9 +40,10 @@ class PricedTTFT:
                 instance=view.instance,
                 endpoint=view.endpoint,
                 cached_tokens=view.cached_tokens,
-                wait_s=view.waiting_tokens / view.prefill_rate * turn.wait_weight,
+                wait_s=view.waiting_tokens / view.prefill_rate,
                 prefill_s=uncached / view.prefill_rate + view.overhead_s,
                 price_s=uncached * price_rate,
+                wait_weight=turn.wait_weight,
             )
 
         ranked = sorted(

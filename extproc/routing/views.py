@@ -13,14 +13,11 @@ class Turn:
     tokens: prompt tokens; None where they are not known.
     tiebreak: any number that differs from request to request; equal costs rotate with it.
     wait_weight: what a second of its own wait counts; less for one that is in no hurry.
-    returns_s: seconds from the end of its answer to the conversation's next turn, where something
-        tells.
     """
 
     tokens: int | None
     tiebreak: int = 0
     wait_weight: float = 1.0
-    returns_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ class PoolView:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Why an instance stands where it stands: seconds each, `cost_s` their sum."""
+    """Why an instance stands where it stands: seconds each; `cost_s` is their weighed sum."""
 
     instance: InstanceId
     endpoint: Endpoint
@@ -73,11 +70,12 @@ class Score:
     wait_s: float
     prefill_s: float
     price_s: float
+    wait_weight: float = 1.0
 
     @property
     def cost_s(self) -> float:
         """What picking this instance costs: lowest wins."""
-        return self.wait_s + self.prefill_s + self.price_s
+        return self.wait_weight * self.wait_s + self.prefill_s + self.price_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-from extproc.errors import BadRequest, NoEndpoint, PreviousResponse, Unroutable
+from extproc.errors import BadRequest, NoEndpoint, PreviousResponse, Saturated, Unroutable
 from extproc.index import Depths
 from extproc.routing import Ranking, Turn
 from extproc.serve.conformance import chosen
@@ -28,6 +28,7 @@ from extproc.serve.rename import Renamed, Renamer
 from extproc.serve.report_mode import ReportModes
 from extproc.serve.responses import PATH, Answerer, Responses
 from extproc.serve.subset import eligible
+from extproc.serve.wishes import session_of, shed, wait_weight
 from extproc.stages import Stages
 from extproc.stream import Pick, Refusal, Reply, Request
 from extproc.stream.headers import SCORES
@@ -136,12 +137,16 @@ class Picker:
                 pool = encoded.pool if encoded else await self._pool_by_load(request, answerer)
                 return self._place(request, pool, encoded, reason, stages, answerer)
             except Exception as fault:
-                if isinstance(fault, NoEndpoint) or encoded is None:
+                if isinstance(fault, (NoEndpoint, Saturated)) or encoded is None:
                     raise
                 reason = self._fault("match", fault)
                 return self._place(request, encoded.pool, None, reason, stages)
         except NoEndpoint as none:
             return self._refuse(Refusal(none.status, none.code, str(none), reason=none.code))
+        except Saturated as full:
+            return self._refuse(
+                Refusal(full.status, full.code, str(full), full.code, full.retry_after_s)
+            )
         except Exception as fault:
             self._fault("place", fault)
             return None
@@ -194,14 +199,20 @@ class Picker:
             ]
             cached = _cached_tokens(encoded, depths) if encoded else {}
         with stages.stage("choose"):
+            session = session_of(pool.config, request.headers)
             tokens = encoded.tokens if encoded else None
+            guess = len(request.body or b"") // BYTES_PER_TOKEN
+            if encoded is None and session and (home := pool.sessions.home(session)):
+                # It is taken to be cached where the turn before was.
+                tokens, cached = guess, {home: Cached(guess, 0)}
             view = pool.view(candidates, cached, now)
-            ranking = pool.policy.rank(Turn(tokens, next(self._turns)), view)
+            weight = wait_weight(pool.config, request.headers)
+            ranking = pool.policy.rank(Turn(tokens, next(self._turns), weight), view)
         best = ranking.best
-        if encoded:
-            uncached = float(encoded.tokens - best.cached_tokens)
-        else:
-            uncached = len(request.body or b"") / BYTES_PER_TOKEN
+        shed(pool.config, best)
+        if session:
+            pool.sessions.went(session, best.instance)
+        uncached = float(guess if tokens is None else tokens - best.cached_tokens)
         order = _order(ranking, self._fallbacks)
         placed = Placed(
             pool,

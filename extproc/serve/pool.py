@@ -25,6 +25,7 @@ from extproc.serve.digests import Digests
 from extproc.serve.expectations import Expectations
 from extproc.serve.roster import Roster
 from extproc.serve.routed import Routed
+from extproc.serve.wishes import Sessions
 from extproc.terms import KEY_BYTES, InstanceId, PackedKeys
 
 NEVER = 1 << 62
@@ -54,7 +55,7 @@ class Pool:
     secret: part of every root seed, so that a client cannot compute keys; the log's, once that
         knows it. roster: None until `enrol`. pending: own picks that the index does not have yet.
     expectations: what picks asserted and events may confirm. assured: instances whose events say
-        all that they hold. routed: prompts of late, for the others.
+        all that they hold. routed: prompts of late, for the others. sessions: where they went last.
     """
 
     config: configuration.Pool
@@ -73,6 +74,7 @@ class Pool:
     assured: frozenset[InstanceId] = frozenset()
     routed: Routed = field(default_factory=Routed)
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    sessions: Sessions = field(default_factory=lambda: Sessions(secrets.token_bytes(8)))
     roster: Roster | None = None
     _shared: bytes | None = None
     _enrolled: int = 0
@@ -147,6 +149,7 @@ class Pool:
         Those that a discovery found stay until it says otherwise. `enrol` tells the log.
         """
         self.config = listed
+        self.policy = POLICIES[listed.policy]()
         self.outlook.rates.assume(Speed(listed.prefill_rate))
         if listed.discovery is None:
             scraped = listed.metrics != "off"
