@@ -1,0 +1,86 @@
+"""What the lab's routers do not know, or know late."""
+
+import numpy as np
+import pytest
+
+from extproc.replay.engine import EngineModel
+from extproc.replay.fleet import Blur, Fleet
+from extproc.replay.formats import SharedPrefix
+from extproc.replay.lab import Setting, replay
+from extproc.replay.router import Placement, Router
+from extproc.replay.traffic import Request, packed
+from extproc.routing import PricedTTFT, Speed
+
+BLOCK = 16
+UP = [0, 1]
+
+
+def fleet(blur: Blur) -> tuple[Fleet, list[Router]]:
+    routers = [Router(PricedTTFT(), 2, 1_000, BLOCK, Speed(1_000.0)) for _ in range(blur.replicas)]
+    return Fleet(routers, blur), routers
+
+
+def request(at: float, conversation: int = 1) -> Request:
+    keys = packed(np.arange(10, dtype="<u8") + np.uint64(conversation << 20))
+    return Request(at, conversation, 0, keys, 10 * BLOCK, 5, keys)
+
+
+def cached(placement: Placement) -> int:
+    return placement.score.cached_tokens
+
+
+def test_facts_that_are_late_are_not_found_before() -> None:
+    late, _ = fleet(Blur(stale_s=0.5))
+    late.place(request(0.0), 0.0, [0])
+    assert cached(late.place(request(0.4), 0.4, [0])) == 0
+    assert cached(late.place(request(0.6), 0.6, [0])) > 0
+
+
+def test_replicas_learn_of_each_others_picks_and_load_after_a_while() -> None:
+    several, routers = fleet(Blur(replicas=2, late_s=0.2))
+    several.place(request(0.0), 0.0, [0])
+    assert cached(several.place(request(0.1, 2), 0.1, [0])) == 0
+    assert routers[1].outlook.ledger.elsewhere(0.1) == 0
+    several.place(request(0.3, 3), 0.3, [1])
+    several.place(request(0.6, 1), 0.6, [0])
+    assert routers[1].outlook.ledger.elsewhere(0.6) > 0
+    assert len(routers[1].index.match(request(0.0).keys)) == 1
+
+
+def test_an_unknown_prompt_is_neither_found_nor_remembered() -> None:
+    blind, routers = fleet(Blur(unknown_share=1.0))
+    for at in (0.0, 0.1):
+        assert cached(blind.place(request(at), at, UP)) == 0
+    assert not routers[0].index.match(request(0.0).keys)
+
+
+def test_wrong_speeds_are_wrong_by_no_more_than_was_asked_for() -> None:
+    _, (router,) = fleet(Blur(speed_error=0.5))
+    for name in router.names:
+        assert 1_000 / 1.55 <= router.outlook.rate(name) <= 1_000 / 0.45
+    assert router.outlook.rate(router.names[0]) != pytest.approx(1_000, rel=0.02)
+
+
+def test_the_speeds_of_unequal_engines_are_learnt_and_pay() -> None:
+    """One engine of four is ten times slower; who learns it waits less than who believes."""
+    traffic = {"requests": 1_500, "rate": 12.0, "groups": 30}
+    slow = {2: EngineModel(prefill_rate=1_600.0)}
+    means = [
+        replay(
+            SharedPrefix(seed=3, **traffic),
+            PricedTTFT(),
+            Setting(4, 300_000, others=slow, blur=Blur(learns_speed=learns)),
+        )
+        .summary()
+        .ttft_mean
+        for learns in (True, False)
+    ]
+    assert means[0] < 0.8 * means[1]
+
+
+def test_all_requests_are_served_whatever_is_not_known() -> None:
+    blur = Blur(0.5, 0.5, 0.3, 3, 0.2, learns_speed=True)
+    setting = Setting(4, 300_000, sees_first_token=False, blur=blur)
+    summary = replay(SharedPrefix(requests=400, rate=10, seed=1), PricedTTFT(), setting).summary()
+    assert summary.requests == 400
+    assert 0 < summary.hit < 1
