@@ -4,6 +4,7 @@ Each replays the product's own index and policies in virtual time, on fresh seed
 figures and a plot of docs/policy.md:
 
 growth    one hot tenant on one host
+loss      one of eight instances is killed, later two come
 sweep     locality against load: the rate of requests up to what the pool can do
 crowd     many come for one prefix at once
 
@@ -18,15 +19,22 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _experiments import crowd, growth, sweep
+from _experiments import crowd, growth, loss, sweep
 from _experiments.result import Result
 
 from extproc.replay.plots import svg
+
+EXPERIMENTS: dict[str, Callable[[bool, Path | None], Result]] = {
+    "growth": growth.run,
+    "loss": loss.run,
+    "sweep": sweep.run,
+    "crowd": crowd.run,
+}
+"""By name: short or not, the folder with traces → what it answers."""
 
 
 def fill(page: str, name: str, table: str) -> str:
@@ -45,15 +53,10 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the tables into this page")
     parser.add_argument("--traces", type=Path, help="folder with the published traces")
     args = parser.parse_args()
-    experiments: dict[str, Callable[[bool], Result]] = {
-        "growth": growth.run,
-        "sweep": partial(sweep.run, traces=args.traces),
-        "crowd": crowd.run,
-    }
     figures: dict[str, float] = {}
-    for name in args.only or experiments:
+    for name in args.only or EXPERIMENTS:
         start = time.monotonic()
-        result = experiments[name](args.quick)
+        result = EXPERIMENTS[name](args.quick, args.traces)
         figures |= result.figures(name)
         if args.plots:
             args.plots.mkdir(parents=True, exist_ok=True)

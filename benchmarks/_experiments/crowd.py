@@ -9,6 +9,8 @@ import heapq
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 
 import matplotlib as mpl
 import numpy as np
@@ -18,12 +20,19 @@ from _experiments.result import ALL, SEED, Result, Rows
 from _experiments.traffic import BLOCK, Chats, ChatTraffic
 from extproc.replay.engine import EngineModel
 from extproc.replay.lab import Setting, replay
+from extproc.replay.outcome import Outcome
 from extproc.replay.plots import STYLE, looks
 from extproc.replay.traffic import Request, packed
 
 NAMES = ("priced", "mooncake-min-ttft", "least-tokens", "session-hash", "longest-prefix")
-RATES = (2, 5, 10, 20, 30, 45, 60)
+RATES = (2, 10, 20, 40, 60)
+SEEDS = 2
 DOCUMENT, QUESTION = 20_000, 1_000
+FIGURES = {
+    "holders": "holders",
+    "crowd_ttft_mean_s": "mean TTFT s of the crowd",
+    "ttft_mean_s": "of all",
+}
 CROWD = 1 << 40
 """Conversations from here on are the crowd's."""
 
@@ -59,47 +68,60 @@ class Crowd:
             yield Request(at, CROWD + number, 0, keys, tokens, 200, keys)
 
 
-def run(quick: bool) -> Result:
+def run(quick: bool, _: Path | None) -> Result:
     """A crowd of every size under every policy."""
     seconds = 10.0 if quick else 120.0
     chats = Chats(rate=6.0, seconds=2 * seconds, weights=(1.0,) * 20)
     model = EngineModel()
-    rates = RATES[1::3] if quick else RATES
+    rates = RATES[1::2] if quick else RATES
     need = [rate * model.prefill_s(QUESTION, 0, 0) for rate in rates]
-    holders: dict[str, list[int]] = {name: [] for name in NAMES}
-    ttft: dict[str, list[float]] = {name: [] for name in NAMES}
     rows: Rows = {name: {} for name in NAMES}
     for name in NAMES:
         for rate in rates:
-            traffic = Crowd(chats.traffic(SEED), rate, seconds / 2, seconds, SEED)
-            outcome = replay(traffic, ALL[name](), Setting())
-            mine = np.array(outcome.conversation) >= CROWD
-            engines = np.array(outcome.engine)[mine]
-            holders[name].append(len(set(engines.tolist())))
-            ttft[name].append(float(np.frombuffer(outcome.ttft)[mine].mean()))
-            rows[name][f"{rate}qps_holders"] = holders[name][-1]
-            rows[name][f"{rate}qps_ttft_mean_s"] = ttft[name][-1]
+            runs = [
+                figures(
+                    replay(
+                        Crowd(chats.traffic(seed), rate, seconds / 2, seconds, seed),
+                        ALL[name](),
+                        Setting(),
+                    )
+                )
+                for seed in range(SEED, SEED + (1 if quick else SEEDS))
+            ]
+            for figure in FIGURES:
+                rows[name][f"{rate}qps_{figure}"] = fmean(run[figure] for run in runs)
     rows["busy with the questions alone"] = {
         f"{rate}qps_holders": instances for rate, instances in zip(rates, need, strict=True)
     }
     heads = {
         f"{rate}qps_{figure}": f"{head}, {rate}/s"
-        for figure, head in (("holders", "holders"), ("ttft_mean_s", "mean TTFT s"))
+        for figure, head in FIGURES.items()
         for rate in rates[1::2]
     }
-    return Result(rows, heads, lambda: draw(list(rates), need, holders, ttft))
+    return Result(rows, heads, lambda: draw(list(rates), need, rows))
 
 
-def draw(
-    rates: list[int], need: list[float], holders: dict[str, list[int]], ttft: dict[str, list[float]]
-) -> Figure:
+def figures(outcome: Outcome) -> dict[str, float]:
+    """What became of the crowd."""
+    mine, ttft = np.array(outcome.conversation) >= CROWD, np.frombuffer(outcome.ttft)
+    return {
+        "holders": len(set(np.array(outcome.engine)[mine].tolist())),
+        "crowd_ttft_mean_s": float(ttft[mine].mean()),
+        "ttft_mean_s": float(ttft.mean()),
+    }
+
+
+def draw(rates: list[int], need: list[float], rows: Rows) -> Figure:
     """Holders, and TTFT, against the crowd's rate."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 4.0), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for name in holders:
-            left.plot(rates, holders[name], marker=".", label=name, **looks(holders)[name])
-            right.plot(rates, ttft[name], marker=".", **looks(holders)[name])
+        for name in NAMES:
+            look, row = looks(NAMES)[name], rows[name]
+            holders = [row[f"{rate}qps_holders"] for rate in rates]
+            left.plot(rates, holders, marker=".", label=name, **look)
+            times = [row[f"{rate}qps_crowd_ttft_mean_s"] for rate in rates]
+            right.plot(rates, times, marker=".", **look)
         left.plot(rates, need, color="grey", linestyle=":", label="busy with the questions alone")
         left.set(xlabel="questions a second", title="instances that hold the document")
         left.set_ylim(0, 8.4)

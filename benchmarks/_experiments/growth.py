@@ -6,6 +6,7 @@ begin alike.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -45,7 +46,7 @@ class Seen:
         return float(shares[full[0] if len(full) else -1, :-1].mean())
 
 
-def run(quick: bool) -> Result:
+def run(quick: bool, _: Path | None) -> Result:
     """Replay the tenants under three policies."""
     chats = Chats(
         rate=6.0, seconds=40 if quick else 600, weights=WEIGHTS, prefix=4_000, by_tenant=True
@@ -54,7 +55,7 @@ def run(quick: bool) -> Result:
     rows: Rows = {}
     seen: dict[str, Seen] = {}
     for name in NAMES:
-        policy = Watched(ALL[name](), WINDOW_S / 3)
+        policy = Watched(ALL[name](), WINDOW_S)
         outcome = replay(chats.traffic(SEED), policy, SETTING)
         summary = outcome.summary()
         loads = [load(outcome, engine, edges) for engine in range(SETTING.instances)]

@@ -9,6 +9,7 @@ import numpy as np
 from extproc.replay.traffic import Ids, Request, packed
 
 BLOCK = 64
+FOREVER = 1 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +28,8 @@ class Chats:
     Chats begin at `rate` a second (Poisson) for `seconds`. weights: the tenants' shares of them.
     prefix: what a tenant's chats have in common. turns: geometric. question: uniform within half of
     its mean; the first is `first`. think_s: exponential, after the answer. by_tenant: what is
-    sticky is the tenant (a hash of its key), not the chat.
+    sticky is the tenant (a hash of its key), not the chat. agents: only so many chats begin by
+    themselves, each of an agent that begins its next one when the last has ended, until `seconds`.
     """
 
     rate: float
@@ -41,6 +43,7 @@ class Chats:
     think_s: float = 20.0
     context: int = 65_536
     by_tenant: bool = False
+    agents: int = FOREVER
 
     def traffic(self, seed: int) -> "ChatTraffic":
         """Chats drawn with the seed: the same ones whatever answers them."""
@@ -58,32 +61,35 @@ class ChatTraffic:
 
     def arrivals(self) -> Iterator[Request]:
         """The first turns."""
-        beginnings, time = random.Random(self.seed), 0.0
-        tenants = range(len(self.chats.weights))
-        for chat in range(1 << 24):
-            time += beginnings.expovariate(self.chats.rate)
+        chance, time = random.Random(self.seed), 0.0
+        for chat in range(self.chats.agents):
+            time += chance.expovariate(self.chats.rate)
             if time > self.chats.seconds:
                 return
-            chance = random.Random(self.seed << 24 | chat)
-            tenant = chance.choices(tenants, self.chats.weights)[0]
-            ids = np.arange(self.chats.context // BLOCK, dtype="<u8") + np.uint64((chat + 1) << 24)
-            shared = self.chats.prefix // BLOCK
-            ids[:shared] = np.arange(shared, dtype="<u8") + np.uint64((tenant + 1) << 56)
-            self._ids[chat] = ids
-            said = self.chats.prefix + length(chance, self.chats.first)
-            yield self._turn(time, 0, said, chat, tenant, chance)
+            yield self._begin(chat, time)
 
     def following(self, request: Request, ended: float) -> Request | None:
-        """The next turn, if there is one."""
+        """The next turn, or the agent's next chat, if there is one."""
         assert isinstance(request, ChatRequest)
         chance = request.chance
+        at = ended + chance.expovariate(1 / self.chats.think_s)
         tokens = request.tokens + request.output + length(chance, self.chats.question)
         room = tokens + self.chats.answer * 2 <= self.chats.context
-        if chance.random() < 1 / self.chats.turns or not room:
-            del self._ids[request.chat]
-            return None
-        at = ended + chance.expovariate(1 / self.chats.think_s)
-        return self._turn(at, request.turn + 1, tokens, request.chat, request.tenant, chance)
+        if room and chance.random() >= 1 / self.chats.turns:
+            return self._turn(at, request.turn + 1, tokens, request.chat, request.tenant, chance)
+        del self._ids[request.chat]
+        is_next = self.chats.agents < FOREVER and at < self.chats.seconds
+        return self._begin(request.chat + self.chats.agents, at) if is_next else None
+
+    def _begin(self, chat: int, at: float) -> ChatRequest:
+        chance = random.Random(self.seed << 24 | chat)
+        tenant = chance.choices(range(len(self.chats.weights)), self.chats.weights)[0]
+        ids = np.arange(self.chats.context // BLOCK, dtype="<u8") + np.uint64((chat + 1) << 24)
+        shared = self.chats.prefix // BLOCK
+        ids[:shared] = np.arange(shared, dtype="<u8") + np.uint64((tenant + 1) << 56)
+        self._ids[chat] = ids
+        said = self.chats.prefix + length(chance, self.chats.first)
+        return self._turn(at, 0, said, chat, tenant, chance)
 
     def _turn(
         self, at: float, turn: int, tokens: int, chat: int, tenant: int, chance: random.Random

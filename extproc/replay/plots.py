@@ -28,7 +28,7 @@ STYLE: dict[Any, Any] = {
 OWN = "priced"
 _IDS = re.compile(r'(\bid="|href="#|url\(#)')
 _PATHS = re.compile(r' d="[^"]*"')
-_FINE = re.compile(r"(\.\d\d)\d+")
+_FINE = re.compile(r"(\.\d)\d+")
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -41,7 +41,7 @@ def svg(figure: Figure, name: str) -> str:
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(file, format="svg", metadata=nothing, bbox_inches="tight")
     text = file.getvalue()
-    # A hundredth of a point is fine enough, and half the size.
+    # A tenth of a point is fine enough, and half the size.
     text = _PATHS.sub(lambda path: _FINE.sub(r"\1", path[0]), text[text.index("<svg") :])
     lines = (line.rstrip() for line in text.splitlines())
     return _IDS.sub(rf"\g<1>{name}-", "\n".join(lines) + "\n")
