@@ -21,6 +21,9 @@ _FASTEST, _SLOWEST = 1e7, 1.0
 _LONGEST_S = 1e5
 _MOST_OVERHEAD_S = 1.0
 
+_MOST_SPARE_S = 60.0
+"""Time without prefills that is kept for later ones: they are counted when their answers end."""
+
 
 class Speed(NamedTuple):
     """rate: uncached tokens a second. overhead_s: what a prefill takes beside its tokens."""
@@ -39,6 +42,8 @@ class _Fit:
 
     Windows are weighed by their work, which does not depend on the speed: of an engine that has
     become slower, what was fast before does not outweigh what is seen now.
+
+    spare_s: of the time up to `at`, what no prefill has been counted for.
     """
 
     requests_requests: float = 0.0
@@ -46,6 +51,17 @@ class _Fit:
     tokens_tokens: float = 0.0
     requests_seconds: float = 0.0
     tokens_seconds: float = 0.0
+    at: float | None = None
+    spare_s: float = 0.0
+
+    def possible(self, seconds: float, now: float) -> float:
+        """So much of what was counted as can have been since it was looked at before."""
+        passed_s = now - self.at if self.at is not None else seconds
+        self.spare_s = min(self.spare_s + max(passed_s, 0.0), _MOST_SPARE_S)
+        self.at = now
+        possible = min(seconds, self.spare_s)
+        self.spare_s -= possible
+        return possible
 
     def add(self, seconds: float, requests: float, tokens: float) -> None:
         """A window. Older ones fade with the time that engines prefilled, not with idle time."""
@@ -80,7 +96,8 @@ class Rates:
 
     What an engine counts as prefill seconds runs from a request's first step to its first token, so
     requests that are prefilled in one batch count the same time twice, and decoding beside them
-    counts too: the rate is what a request sees there, under the load that there is.
+    counts too. But no engine prefills for longer than time has passed: what is counted beyond that
+    is left out, so that of a busy engine the rate is what it gets done, however it batches.
     """
 
     def __init__(self, prior: Speed) -> None:
@@ -96,21 +113,28 @@ class Rates:
             self._speeds = {name: fit.speed(prior) for name, fit in self._fits.items()}
             self._note_mean()
 
-    def observe(self, instance: InstanceId, seconds: float, requests: float, tokens: float) -> None:
-        """An engine has counted so much more. What cannot be is left out. O(instances)."""
-        is_nonsense = (
-            not 0 < seconds < _LONGEST_S
-            or not (requests >= 1 and tokens >= 0)
-            or not seconds * _SLOWEST <= tokens + requests <= seconds * _FASTEST
-        )
-        if is_nonsense:
+    def observe(
+        self,
+        instance: InstanceId,
+        seconds: float,
+        requests: float,
+        tokens: float,
+        now: float | None = None,
+    ) -> None:
+        """An engine has counted so much more. What cannot be is left out. O(instances).
+
+        now: when it was looked at; without it the seconds are taken to be its time alone.
+        """
+        if not (0 < seconds < _LONGEST_S and requests >= 1 and tokens >= 0):
             return
-        fit = self._fits.get(instance)
-        if fit is None:
-            fit = self._fits[instance] = _Fit()
-        fit.add(seconds, requests, tokens)
-        self._speeds[instance] = fit.speed(self._prior)
-        self._note_mean()
+        fit = self._fits.get(instance) or _Fit()
+        if now is not None:
+            seconds = fit.possible(seconds, now)
+        if seconds * _SLOWEST <= tokens + requests <= seconds * _FASTEST:
+            fit.add(seconds, requests, tokens)
+            self._fits[instance] = fit
+            self._speeds[instance] = fit.speed(self._prior)
+            self._note_mean()
 
     def of(self, instance: InstanceId) -> Speed:
         """What is known of the instance."""

@@ -85,13 +85,33 @@ nonsense = st.sampled_from([0.0, -1.0, nan, inf, -inf, 1e300, 5e-324])
 numbers = nonsense | st.floats(0, 1e6)
 
 
-@given(st.lists(st.tuples(numbers, numbers, numbers), max_size=40))
+@given(st.lists(st.tuples(numbers, numbers, numbers, st.none() | st.floats(0, 100)), max_size=40))
 def test_no_counter_makes_a_speed_that_cannot_be(
-    counted: list[tuple[float, float, float]],
+    counted: list[tuple[float, float, float, float | None]],
 ) -> None:
     rates = Rates(PRIOR)
-    for seconds, requests, tokens in counted:
-        rates.observe(A, seconds, requests, tokens)
+    for seconds, requests, tokens, now in counted:
+        rates.observe(A, seconds, requests, tokens, now)
         for speed in (rates.of(A), rates.mean):
             assert 1.0 <= speed.rate <= 1e7
             assert 0.0 <= speed.overhead_s <= 1.0
+
+
+@given(st.integers(1, 8), st.floats(4_000, 50_000), st.floats(0.5, 3.0))
+def test_of_a_busy_engine_that_prefills_in_batches_the_rate_is_what_it_gets_done(
+    batch: int, rate: float, batch_s: float
+) -> None:
+    """Each prompt of a batch counts the batch's time, and there is always another batch."""
+    rates, tokens = Rates(PRIOR), rate * batch_s
+    for tick in range(1, 400):
+        rates.observe(A, batch * batch_s, batch, tokens, now=tick * batch_s)
+    found = rates.of(A).seconds(tokens / batch) * batch
+    assert found == pytest.approx(batch_s, rel=0.1)
+
+
+def test_a_prefill_that_is_counted_only_when_its_answer_ends_may_be_as_long_as_it_was() -> None:
+    rates, true = Rates(PRIOR), Speed(2_000.0)
+    for tick in range(1, 100):
+        for tokens in (6_000, 8_000):
+            rates.observe(A, true.seconds(tokens), 1, tokens, now=tick * 20.0 + tokens / 1e5)
+    assert rates.of(A).rate == pytest.approx(2_000, rel=0.1)
