@@ -93,11 +93,11 @@ class Conditions:
     """Those of all instances that are listed. now: monotonic seconds, everywhere.
 
     prefilled: told what an engine has prefilled since it was looked at before: seconds, requests,
-    uncached tokens.
+    uncached tokens, and now.
     """
 
     def __init__(self) -> None:
-        self.prefilled: Callable[[InstanceId, float, float, float], None] = _nobody_learns
+        self.prefilled: Callable[[InstanceId, float, float, float, float], None] = _nobody_learns
         self.changes = 0
         """Counts what own looks brought, to see whether there is something new to tell others."""
         self._of: dict[InstanceId, Condition] = {}
@@ -125,20 +125,22 @@ class Conditions:
         instance: InstanceId,
         reading: Reading | None,
         in_flight: int,
+        queued: int,
         now: float,
         fresh_s: float,
     ) -> bool:
         """Its metrics page came. Returns whether its cache has been emptied since the last one.
 
         reading: None where the page says nothing of the engine: it is alive, its load unknown.
-        in_flight: requests of ours there when the page was asked for.
+        in_flight: requests of ours there when the page was asked for. queued: those of them whose
+        prefill was not predicted to have ended.
         """
         condition = self._of.get(instance)
         if condition is None:
             return False
         before, was_lost = condition.reading, condition.lost
         self.changes += 1
-        self._take(condition, reading, in_flight, now, fresh_s)
+        self._take(condition, reading, in_flight, queued, now, fresh_s)
         if reading is None:
             return was_lost
         if before is None:
@@ -159,6 +161,7 @@ class Conditions:
         answers: bool,
         reading: Reading | None,
         in_flight: int,
+        queued: int,
         now: float,
     ) -> None:
         """Another replica, which looks at it for all, has said how it fares."""
@@ -167,7 +170,7 @@ class Conditions:
             return
         condition.heard_at = now
         if answers:
-            self._take(condition, reading, in_flight, now, HEARD_S)
+            self._take(condition, reading, in_flight, queued, now, HEARD_S)
         else:
             self._failed(condition, MOST_FAILURES, now)
 
@@ -247,6 +250,7 @@ class Conditions:
         condition: Condition,
         reading: Reading | None,
         in_flight: int,
+        queued: int,
         now: float,
         fresh_s: float,
     ) -> None:
@@ -256,13 +260,13 @@ class Conditions:
         if before is not None and reading is not None:
             prefilled = reading.prefilled_since(before)
             if prefilled is not None and prefilled[1]:
-                self.prefilled(condition.instance.id, *prefilled)
+                self.prefilled(condition.instance.id, *prefilled, now)
         condition.reading, condition.read_at = reading, now
         condition.fresh_s = fresh_s if reading is not None else NEVER_S
         self._note(condition)
         if reading is None:
             return
-        condition.foreign = _foreign(reading, in_flight)
+        condition.foreign = _foreign(reading, in_flight, queued)
         if reading.block_size and reading.blocks:
             condition.cache = Cache(reading.block_size, reading.blocks)
 
@@ -293,10 +297,13 @@ def _nobody_learns(_: InstanceId, *__: float) -> None:
     pass
 
 
-def _foreign(reading: Reading, in_flight: float) -> Load:
-    """What an engine has beyond our requests; what waits there is of its usual size."""
+def _foreign(reading: Reading, in_flight: int, queued: int) -> Load:
+    """What an engine has beyond what is known of our requests; each is of its usual size.
+
+    Also where all are ours: if more wait there than are predicted to, it is slower than believed.
+    """
     requests = max(reading.running + reading.waiting - in_flight, 0.0)
-    if requests < 1:
+    waiting = max(reading.waiting - queued, 0.0)
+    if requests < 1 and waiting < 1:
         return NO_LOAD
-    waiting = min(reading.waiting, requests) * reading.computed_per_request
-    return Load(waiting, int(requests))
+    return Load(waiting * reading.computed_per_request, int(requests))

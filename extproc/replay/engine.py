@@ -94,6 +94,11 @@ class Engine:
         return len(self._decoding)
 
     @property
+    def waiting(self) -> int:
+        """Requests whose prefill has not begun."""
+        return len(self._waiting)
+
+    @property
     def queued(self) -> int:
         """Requests whose prefill has not ended."""
         return len(self._waiting) + (self._prefilling is not None)

@@ -13,7 +13,7 @@ from extproc.routing import Assigned, Load
 from extproc.terms import InstanceId
 
 SCRAPE_S = 0.2
-"""Between two looks at what the engines count, where speeds are learnt."""
+"""Between two looks at the engines' counters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,23 @@ class Fleet:
             router.joined(engine)
 
     def look(self, engines: Sequence[Engine], now: float) -> None:
-        """Learn from what the engines have counted, if it is time."""
-        if not self._blur.learns_speed or now - self._looked_at < SCRAPE_S:
+        """See how many wait at the engines, and what they have counted, if it is time."""
+        if now - self._looked_at < SCRAPE_S:
             return
         self._looked_at = now
+        for number, engine in enumerate(engines):
+            usual = engine.computed_tokens / max(engine.prefilled, 1)
+            for router in self._routers:
+                known = router.outlook.queued_at(router.names[number], now)
+                router.beyond[number] = max(engine.waiting - known, 0) * usual
+        if not self._blur.learns_speed:
+            return
         counted = [(one.prefilled_s, one.prefilled, one.computed_tokens) for one in engines]
         for number, (after, before) in enumerate(zip(counted, self._counted, strict=False)):
             seconds, requests, tokens = (a - b for a, b in zip(after, before, strict=True))
             for router in self._routers:
-                router.outlook.rates.observe(router.names[number], seconds, requests, tokens)
+                name = router.names[number]
+                router.outlook.rates.observe(name, seconds, requests, tokens, now)
         self._counted = counted
 
     def _mislead(self, router: Router) -> None:

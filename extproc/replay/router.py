@@ -8,6 +8,7 @@ from extproc.replay.traffic import Request
 from extproc.routing import (
     Candidate,
     InstanceView,
+    Load,
     Outlook,
     Policy,
     Score,
@@ -92,6 +93,8 @@ class Router:
         self._endpoints = [Endpoint(f"10.0.0.1:{8000 + number}") for number in range(engines)]
         self._number = {name: number for number, name in enumerate(self.names)}
         self._active = [0.0] * engines
+        self.beyond = [0.0] * engines
+        """Tokens that wait there beyond what is predicted to, by the engines' counters."""
         self._queued = [0] * engines
         self._queued_tokens = [0] * engines
         self._capacity = capacity
@@ -192,7 +195,14 @@ class Router:
             depth = depths.get(self._caches[number])
             cached = min(depth.gpu, most) * self._block if depth else 0
             candidates.append(Candidate(self.names[number], self._endpoints[number], cached))
-        loads = self.outlook.loads([one.instance for one in candidates], now)
+        loads = [
+            Load(load.waiting + self.beyond[number], load.in_flight)
+            for load, number in zip(
+                self.outlook.loads([one.instance for one in candidates], now),
+                eligible,
+                strict=True,
+            )
+        ]
         pool = self.outlook.view(candidates, loads, len(eligible), now)
         shown = [
             self._shown(view, number) for view, number in zip(pool.instances, eligible, strict=True)

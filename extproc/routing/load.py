@@ -183,6 +183,14 @@ class LoadLedger:
         queue = self._queues.get(instance)
         return queue.in_flight + queue.others_in_flight if queue is not None else 0
 
+    def queued_at(self, instance: InstanceId, now: float, rate: float) -> int:
+        """Requests there, all replicas', whose prefill is not predicted to have ended."""
+        queue = self._queues.get(instance)
+        if queue is None:
+            return 0
+        queue.advance(now, rate)
+        return len(queue.tickets) + (queue.others_in_flight if queue.others else 0)
+
     @property
     def in_flight(self) -> int:
         """This replica's requests in flight in the whole pool."""

@@ -106,6 +106,10 @@ class Outlook:
         """Tokens a second that the instance prefills."""
         return self.rates.of(instance).rate
 
+    def queued_at(self, instance: InstanceId, now: float) -> int:
+        """Requests there whose prefill is not predicted to have ended."""
+        return self.ledger.queued_at(instance, now, self.rate(instance))
+
     def loads(self, instances: Iterable[InstanceId], now: float) -> list[Load]:
         """What waits at each and is in flight there, all replicas' requests."""
         return [self.ledger.of(name, now, self.rate(name)) for name in instances]

@@ -161,7 +161,7 @@ class _Page:
         self._emptied = emptied
         self._clock = clock
         self._members: list[tuple[Pool, Instance, Scraping]] = []
-        self._in_flight: list[int] = []
+        self._in_flight: list[tuple[int, int]] = []
 
     def add(self, pool: Pool, instance: Instance) -> None:
         """The page is about this instance, too."""
@@ -181,13 +181,18 @@ class _Page:
 
     def asked(self) -> None:
         """What is in flight now is what the page will be about."""
-        self._in_flight = [pool.load.in_flight_at(one.id) for pool, one, _ in self._members]
+        now = self._clock()
+        self._in_flight = [
+            (pool.load.in_flight_at(one.id), pool.outlook.queued_at(one.id, now))
+            for pool, one, _ in self._members
+        ]
 
     def came(self, body: bytes | None) -> None:
         """Read it, and tell the pools."""
         ranks = read_page(body) if body is not None else {}
         now = self._clock()
-        for (pool, instance, how), in_flight in zip(self._members, self._in_flight, strict=True):
+        for (pool, instance, how), ours in zip(self._members, self._in_flight, strict=True):
+            in_flight, queued = ours
             if instance.rank is not None:
                 reading = ranks.get(instance.rank)
             else:
@@ -198,7 +203,7 @@ class _Page:
                 continue  # it left meanwhile
             conditions = pool.members.conditions
             told = conditions.of(instance.id).told, conditions.of(instance.id).cache
-            if conditions.scraped(instance.id, reading, in_flight, now, fresh_s):
+            if conditions.scraped(instance.id, reading, in_flight, queued, now, fresh_s):
                 self._emptied(pool, instance.id)
             if told != (conditions.of(instance.id).told, conditions.of(instance.id).cache):
                 pool.enrol()

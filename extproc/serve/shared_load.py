@@ -81,7 +81,8 @@ class SharedLoad:
             if not self._reads(name):
                 in_flight = self._ledger.in_flight_at(name)
                 conditions = self._members.conditions
-                conditions.heard(name, one.answers, _read(one), in_flight, now)
+                queued = self._outlook.queued_at(name, now)
+                conditions.heard(name, one.answers, _read(one), in_flight, queued, now)
 
 
 def _written(name: InstanceId, answers: bool, reading: Reading | None) -> Seen:

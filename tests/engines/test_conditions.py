@@ -44,8 +44,9 @@ def told(
     reading: Reading | None = IDLE,
     ours: int = 0,
     now: float = 0.0,
+    queued: int = 0,
 ) -> bool:
-    return conditions.scraped(one.id, reading, ours, now, FRESH_S)
+    return conditions.scraped(one.id, reading, ours, queued, now, FRESH_S)
 
 
 class TestAlive:
@@ -193,7 +194,7 @@ class TestPrefills:
 
     def test_what_was_counted_in_between_is_told(self) -> None:
         first, second = self.reading(10, 5_000, 80_000), self.reading(12, 5_500, 88_000)
-        assert self.prefilled(first, second) == [(0.5, 2, 8_000)]
+        assert self.prefilled(first, second) == [(0.5, 2, 8_000, 0.0)]
 
     def test_nothing_is_told_of_the_time_before_the_first_look(self) -> None:
         assert self.prefilled(self.reading(10, 5_000, 80_000)) == []
@@ -218,7 +219,8 @@ class TestLoad:
 
     def test_what_we_have_there_is_not_counted_twice(self) -> None:
         conditions = listed()
-        told(conditions, A, Reading(running=3, waiting=2, prompt_tokens=1e6, requests=10), ours=5)
+        busy = Reading(running=3, waiting=2, prompt_tokens=1e6, requests=10)
+        told(conditions, A, busy, ours=5, queued=2)
         assert self.loads(conditions, Load(700.0, 5)) == [Load(700.0, 5)]
 
     def test_what_others_have_waiting_there_is_added_at_its_usual_size(self) -> None:
@@ -226,6 +228,13 @@ class TestLoad:
         busy = Reading(running=4, waiting=3, prompt_tokens=9000, cached_tokens=1000, requests=4)
         told(conditions, A, busy, ours=2)
         assert self.loads(conditions, Load(100.0, 2)) == [Load(100.0 + 3 * 1000, 7)]
+
+    def test_what_waits_there_though_it_was_predicted_to_be_done_is_added(self) -> None:
+        """All of it is ours: the engine is slower than believed."""
+        conditions = listed()
+        busy = Reading(running=1, waiting=4, prompt_tokens=9000, cached_tokens=1000, requests=7)
+        told(conditions, A, busy, ours=5, queued=1)
+        assert self.loads(conditions, Load(100.0, 5)) == [Load(100.0 + 3 * 1000, 5)]
 
     def test_what_others_have_running_there_does_not_wait(self) -> None:
         conditions = listed()

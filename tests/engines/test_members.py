@@ -52,7 +52,7 @@ class TestCapacity:
     ) -> None:
         one = instance("a", metrics="http://a", **more)
         listed = members(one)
-        listed.conditions.scraped(one.id, reading, 0, now=1.0, fresh_s=1.0)
+        listed.conditions.scraped(one.id, reading, 0, 0, now=1.0, fresh_s=1.0)
         assert listed.capacity(one, 16, 1000) == blocks
         assert listed.is_misfit(one.id) is (blocks == 0)
 
@@ -72,7 +72,7 @@ class TestCapacity:
         listed = members(one)
         told = Reading(0, 0, block_size=16, blocks=50)
         for reading in (told, None):
-            listed.conditions.scraped(one.id, reading, 0, now=1.0, fresh_s=1.0)
+            listed.conditions.scraped(one.id, reading, 0, 0, now=1.0, fresh_s=1.0)
         assert listed.capacity(one, 16, 1000) == 50
 
 

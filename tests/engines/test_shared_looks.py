@@ -113,19 +113,19 @@ def party(*, reads: bool) -> tuple[SharedLoad, Members]:
 )
 def test_what_is_told_is_what_was_seen(reading: Reading | None) -> None:
     (one, mine), (other, theirs) = party(reads=True), party(reads=False)
-    mine.conditions.scraped(InstanceId("a"), reading, 0, now=1e12, fresh_s=1.0)
+    mine.conditions.scraped(InstanceId("a"), reading, 0, 0, now=1e12, fresh_s=1.0)
     other.told(one.seen())
     assert theirs.conditions.of(InstanceId("a")).reading == reading
 
 
 def test_who_looks_at_an_engine_itself_does_not_take_anothers_word() -> None:
     (one, mine), (other, theirs) = party(reads=True), party(reads=True)
-    mine.conditions.scraped(InstanceId("a"), Reading(3, 2), 0, now=1e12, fresh_s=1.0)
+    mine.conditions.scraped(InstanceId("a"), Reading(3, 2), 0, 0, now=1e12, fresh_s=1.0)
     other.told(one.seen())
     assert theirs.conditions.of(InstanceId("a")).reading is None
 
 
 def test_who_does_not_look_for_all_tells_nothing() -> None:
     one, mine = party(reads=False)
-    mine.conditions.scraped(InstanceId("a"), Reading(3, 2), 0, now=1e12, fresh_s=1.0)
+    mine.conditions.scraped(InstanceId("a"), Reading(3, 2), 0, 0, now=1e12, fresh_s=1.0)
     assert list(one.seen()) == []

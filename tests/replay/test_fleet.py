@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from extproc.replay.engine import EngineModel
+from extproc.replay.engine import Engine, EngineModel, Job
 from extproc.replay.fleet import Blur, Fleet
 from extproc.replay.formats import SharedPrefix
 from extproc.replay.lab import Setting, replay
@@ -84,3 +84,16 @@ def test_all_requests_are_served_whatever_is_not_known() -> None:
     summary = replay(SharedPrefix(requests=400, rate=10, seed=1), PricedTTFT(), setting).summary()
     assert summary.requests == 400
     assert 0 < summary.hit < 1
+
+
+def test_a_queue_at_an_engine_that_is_slower_than_believed_is_seen() -> None:
+    """Predicted to be done, and not begun there: the engine's own count of who waits says so."""
+    one, (router,) = fleet(Blur())
+    engine = Engine(EngineModel(prefill_rate=1.0), 100, BLOCK)
+    for number in range(4):
+        engine.submit(Job(request(0.0, number), 0.0))
+        one.place(request(0.0, number), 0.0, [0])
+    engine.computed_tokens, engine.prefilled = 1_000, 10
+    one.look([engine], 50.0)
+    assert router.outlook.loads([router.names[0]], 50.0)[0].waiting == 0
+    assert router.beyond[0] == 3 * 100

@@ -91,3 +91,11 @@ def test_windows_without_requests_count_as_idle() -> None:
     pool.assign(1000.0)
     busy = pool.at(10.0, instances=1)
     assert pool.at(110.0, instances=1) < busy * 0.1
+
+
+def test_queued_are_those_whose_prefill_is_not_predicted_to_have_ended() -> None:
+    ledger = LoadLedger()
+    for tokens in (100.0, 100.0, 100.0):
+        ledger.start(A, tokens, now=0.0, rate=100.0)
+    assert [ledger.queued_at(A, now, 100.0) for now in (0.0, 0.5, 1.5, 2.5, 3.5)] == [3, 3, 2, 1, 0]
+    assert ledger.queued_at(InstanceId("other"), 0.0, 100.0) == 0
