@@ -670,7 +670,8 @@ class Config(Section):
     """Traces over OTLP; off if not given."""
 
     explain: bool = False
-    """Adds `x-homing-why` to every answer: how the request was placed and what was known of it."""
+    """Adds `x-homing-why` to every answer, how the request was placed and what was known of it, and
+    `x-homing-instances`, what each instance had cached and would have cost."""
 
     scores: bool = False
     """Adds metadata `envoy.lb` / `x-gateway-destination-endpoint-scores` to every pick, for access

@@ -18,6 +18,7 @@ from time import monotonic
 from extproc.errors import BadRequest, NoEndpoint, PreviousResponse, Saturated, Unroutable
 from extproc.index import Depths
 from extproc.routing import Ranking, Turn
+from extproc.serve import reasons
 from extproc.serve.conformance import chosen
 from extproc.serve.encoder import Encoded, Encoder
 from extproc.serve.listing import asks_for_models, list_models
@@ -236,8 +237,12 @@ class Picker:
                 **self._trace(request, pool, encoded, ranking, reason, stages),
                 **pool.headers_of(best.instance),
             },
-            metadata={SCORES: _scores(ranking)} if self._scores else {},
-            answer_headers=_explain(encoded, ranking, reason) if self._explain else {},
+            metadata={SCORES: reasons.scores(ranking)} if self._scores else {},
+            answer_headers=(
+                reasons.answer_headers(encoded.tokens if encoded else None, ranking, reason)
+                if self._explain
+                else {}
+            ),
             watch_answer=watching,
         ), placed
 
@@ -266,21 +271,11 @@ class Picker:
         """The trace headers to pass upstream; none where tracing is off."""
         if self._tracer is None:
             return {}
-        best = ranking.best
+        tokens = encoded.tokens if encoded else None
         return self._tracer.pick(
             request.headers,
             stages,
-            {
-                "homing.pool": pool.name,
-                "homing.instance": best.instance,
-                "homing.why": ranking.why if encoded else "load",
-                "homing.reason": reason,
-                "homing.prompt_tokens": encoded.tokens if encoded else 0,
-                "homing.cached_tokens": best.cached_tokens,
-                "homing.wait_s": best.wait_s,
-                "homing.prefill_s": best.prefill_s,
-                "homing.price_s": best.price_s,
-            },
+            {"homing.pool": pool.name, **reasons.attributes(tokens, ranking, reason)},
         )
 
 
@@ -313,20 +308,3 @@ def _order(ranking: Ranking, most: int) -> tuple[Endpoint, ...]:
         if score.endpoint not in order:
             order.append(score.endpoint)
     return tuple(order)
-
-
-def _scores(ranking: Ranking) -> str:
-    """`10.0.0.1:8000=0.0123,…`: what each endpoint would cost, in seconds, best first."""
-    return ",".join(f"{score.endpoint}={score.cost_s:.4f}" for score in ranking.scores)
-
-
-def _explain(encoded: Encoded | None, ranking: Ranking, reason: str) -> dict[str, str]:
-    """The answer header that says why: words and numbers, no text of the request."""
-    if encoded is None:
-        return {"x-homing-why": f"load ({reason})"}
-    best = ranking.best
-    return {
-        "x-homing-why": f"{ranking.why}; cached={best.cached_tokens}/{encoded.tokens}; "
-        f"wait={best.wait_s * 1e3:.1f}ms; prefill={best.prefill_s * 1e3:.1f}ms; "
-        f"price={best.price_s * 1e3:.1f}ms"
-    }

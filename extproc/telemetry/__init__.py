@@ -2,6 +2,6 @@
 
 from extproc.telemetry.logs import LogOnce, configure
 from extproc.telemetry.metrics import Metrics
-from extproc.telemetry.tracing import OtlpTracer, Tracer
+from extproc.telemetry.tracing import Attributes, OtlpTracer, Tracer
 
-__all__ = ["LogOnce", "Metrics", "OtlpTracer", "Tracer", "configure"]
+__all__ = ["Attributes", "LogOnce", "Metrics", "OtlpTracer", "Tracer", "configure"]

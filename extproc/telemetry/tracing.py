@@ -4,14 +4,14 @@ Off by default: without `tracing:` in the configuration nothing of OpenTelemetry
 the path of a request meets one `None`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from extproc.errors import ConfigError
 from extproc.stages import Stages
 
 TRACE_HEADERS = ("traceparent", "tracestate")
-Attributes = Mapping[str, str | int | float | bool]
+Attributes = Mapping[str, str | int | float | bool | Sequence[str]]
 
 
 class Tracer(Protocol):

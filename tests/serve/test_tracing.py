@@ -1,9 +1,11 @@
 """One span a pick with its stages as children, in the request's own trace, passed upstream."""
 
+import re
+
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from extproc.config import Tracing
-from tests.serve.proxy import LONG, Exchange, chat, config, serving
+from tests.serve.proxy import ENDPOINTS, LONG, Exchange, chat, config, serving
 from tests.telemetry.collector import Collector, collecting
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -54,6 +56,17 @@ async def test_spans_carry_counts_and_names_but_no_text() -> None:
         assert attributes["homing.why"].string_value == "new"
         assert attributes["homing.prompt_tokens"].int_value > 300
         assert attributes["homing.cached_tokens"].int_value == 0
+
+
+async def test_a_span_says_of_each_instance_why_it_stands_where_it_stands() -> None:
+    with collecting() as collector:
+        await traced(collector)
+        attributes = {a.key: a.value for a in collector.named("homing.pick").attributes}
+        each = [one.string_value for one in attributes["homing.instances"].array_value.values]
+        assert {one.partition(":")[0] for one in each} == set(ENDPOINTS)
+        assert each[0].startswith(attributes["homing.instance"].string_value)
+        for one in each:
+            assert re.fullmatch(r"\w+: cached=0; wait=0.0ms; prefill=[\d.]+ms; price=0.0ms", one)
 
 
 async def test_a_caller_that_does_not_sample_is_followed_and_its_context_passed_on() -> None:
