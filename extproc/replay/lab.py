@@ -27,6 +27,11 @@ class Change:
     is_up: bool
 
 
+def open_door(request: Request, now: float) -> float:
+    """Lets everybody in."""
+    return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What is replayed on.
@@ -36,7 +41,8 @@ class Setting:
     beside its tokens. is_pooled: all engines share one cache, as large as theirs together.
     changes: instances that go and come, at least one is always there; not of a pooled cache.
     others: engines that differ from `engine`, by instance. blur: how the routers' knowledge is off;
-    what an engine that differs takes is told to nobody.
+    what an engine that differs takes is told to nobody. door: for how many seconds a request is
+    refused, after which it is sent again; its TTFT counts from when it was sent first.
     """
 
     instances: int = 8
@@ -48,6 +54,7 @@ class Setting:
     changes: tuple[Change, ...] = ()
     others: Mapping[int, EngineModel] = field(default_factory=dict)
     blur: Blur = field(default_factory=Blur)
+    door: Callable[[Request, float], float] = open_door
 
 
 def replay(
@@ -151,6 +158,10 @@ def replay(
         if request is known:
             known = next(arrivals, None)
             expect_next(known)
+        refused_s = setting.door(request, now)
+        if refused_s:
+            expect(now + refused_s, request)
+            continue
         router.look(engines, now)
         placement = router.place(request, now, up)
         number = placement.engine

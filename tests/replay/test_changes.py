@@ -7,6 +7,7 @@ from extproc.replay.baselines import BASELINES
 from extproc.replay.formats import SharedPrefix
 from extproc.replay.lab import Change, Setting, replay
 from extproc.replay.outcome import Outcome
+from extproc.replay.traffic import Request
 from extproc.routing import POLICIES, Policy
 
 EVERY = {**POLICIES, **BASELINES}
@@ -58,6 +59,23 @@ def test_an_instance_that_comes_later_gets_nothing_before() -> None:
         BASELINES["least-tokens"](), Change(0.0, 3, False), Change(20.0, 3, True), rate=20.0
     )
     assert arrivals(outcome, 3).min() >= 19.0
+
+
+def test_who_is_refused_comes_again_and_has_waited_since_the_first_time() -> None:
+    refused: list[float] = []
+
+    def door(request: Request, now: float) -> float:
+        if now < 20.0:
+            refused.append(now)
+        return 3.0 if now < 20.0 else 0.0
+
+    traffic = SharedPrefix(groups=12, requests=100, rate=10.0, output=100, seed=1)
+    outcome = replay(traffic, POLICIES["priced"](), Setting(4, 200_000, door=door))
+    waited = np.frombuffer(outcome.at) + np.frombuffer(outcome.ttft)
+    assert len(outcome.ttft) == outcome.requests == 100
+    assert len(refused) > 300
+    assert min(outcome.at) < 1.0
+    assert waited.min() >= 20.0
 
 
 def test_a_pool_that_does_not_change_is_played_as_before() -> None:
