@@ -36,10 +36,13 @@ class Ticket:
     """One routed request, from the pick to the end of its answer.
 
     remaining: uncached tokens whose prefill is not predicted to have ended; 0 afterwards.
+    uncached: as at its start, `at`.
     """
 
     instance: InstanceId
     remaining: float
+    uncached: float
+    at: float
     ended: bool = False
 
 
@@ -47,12 +50,15 @@ class Ticket:
 class _Queue:
     """An instance's prefills, one at a time: all replicas' in step, own ones in their order.
 
+    unseen: own requests in their order whose first token was not seen. seen_at: when one was last.
     others, others_in_flight: the sum over the other replicas, drained up to `at`.
     scale: what is left of a token of a report that came when it was 1. round: counts how often
     everything was done; a report of an earlier one has nothing left.
     """
 
     tickets: deque[Ticket] = field(default_factory=deque)
+    unseen: dict[Ticket, None] = field(default_factory=dict)
+    seen_at: float = float("-inf")
     waiting: float = 0.0
     in_flight: int = 0
     at: float = 0.0
@@ -125,22 +131,43 @@ class LoadLedger:
         self._reports: dict[str, dict[InstanceId, _Share]] = {}
         self._heard = float("-inf")
 
-    def start(self, instance: InstanceId, uncached: float, now: float, rate: float) -> Ticket:
-        """A request was routed to the instance. uncached: tokens; rate: tokens a second."""
+    def start(
+        self,
+        instance: InstanceId,
+        uncached: float,
+        now: float,
+        rate: float,
+        overhead_s: float = 0.0,
+    ) -> Ticket:
+        """A request was routed to the instance. uncached: tokens; rate: tokens a second.
+
+        overhead_s: what its prefill takes beside them; waits as the tokens that take as long.
+        """
         queue = self._queue(instance, now, rate)
-        ticket = Ticket(instance, max(uncached, 0.0))
+        uncached = max(uncached, 0.0)
+        ticket = Ticket(instance, uncached + overhead_s * rate, uncached, now)
         self.changes += 1
         queue.in_flight += 1
+        queue.unseen[ticket] = None
         if ticket.remaining:
             queue.tickets.append(ticket)
             queue.waiting += ticket.remaining
         return ticket
 
-    def computed(self, ticket: Ticket, now: float, rate: float) -> None:
-        """Its first token was seen: its prefill has ended, and so have those before it."""
-        if ticket.remaining <= 0:
-            return
-        queue = self._queues[ticket.instance]
+    def computed(self, ticket: Ticket, now: float, rate: float) -> float | None:
+        """Its first token was seen: its prefill has ended, and so have those before it.
+
+        Returns the seconds that it took, from the end of the one before; None where that was not
+        seen, or another replica's may have been between.
+        """
+        queue = self._queues.get(ticket.instance)
+        if queue is None or ticket not in queue.unseen:
+            return None
+        began = max(ticket.at, queue.seen_at)
+        is_next = next(iter(queue.unseen)) is ticket
+        while ticket in queue.unseen:
+            del queue.unseen[next(iter(queue.unseen))]
+        queue.seen_at = now
         queue.advance(now, rate)
         while ticket.remaining > 0:
             head = queue.tickets.popleft()
@@ -148,6 +175,7 @@ class LoadLedger:
             head.remaining = 0.0
         if not queue.tickets:
             queue.waiting = 0.0
+        return now - began if is_next and not queue.others_in_flight else None
 
     def end(self, ticket: Ticket) -> None:
         """Its answer ended, or its client went away. A second call does nothing. O(waiting)."""
@@ -157,6 +185,7 @@ class LoadLedger:
         self.changes += 1
         queue = self._queues[ticket.instance]
         queue.in_flight -= 1
+        queue.unseen.pop(ticket, None)
         if ticket.remaining > 0:
             queue.tickets.remove(ticket)
             queue.waiting -= ticket.remaining

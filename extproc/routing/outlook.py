@@ -62,8 +62,7 @@ class Arrivals:
 class Outlook:
     """The load of one pool's instances, and how fast they work it off.
 
-    prior: what a prefill takes where no engine has told. What a prefill takes beside its tokens
-    waits like tokens do, so the ledger is given it as tokens that take as long.
+    prior: what a prefill takes where no engine has told, and no first token was seen.
     """
 
     def __init__(self, prior: Speed, now: float) -> None:
@@ -83,7 +82,7 @@ class Outlook:
         self.assigned = Assigned(done.picks + 1, done.prefill_s + seconds)
         self.utilisation.assign(seconds)
         self.arrivals.count(now)
-        return self.ledger.start(instance, seconds * speed.rate, now, speed.rate)
+        return self.ledger.start(instance, uncached, now, speed.rate, speed.overhead_s)
 
     def assigned_by(self, replica: str, assigned: Assigned | None, now: float) -> None:
         """Another replica has assigned so much since it began; None: it is gone.
@@ -99,8 +98,10 @@ class Outlook:
         self.utilisation.assign(max(assigned.prefill_s - before.prefill_s, 0.0))
 
     def computed(self, ticket: Ticket, now: float) -> None:
-        """The request's first token was seen."""
-        self.ledger.computed(ticket, now, self.rates.of(ticket.instance).rate)
+        """The request's first token was seen, which tells what a prefill takes there."""
+        seconds = self.ledger.computed(ticket, now, self.rate(ticket.instance))
+        if seconds is not None:
+            self.rates.observe(ticket.instance, seconds, 1, ticket.uncached)
 
     def rate(self, instance: InstanceId) -> float:
         """Tokens a second that the instance prefills."""

@@ -1,5 +1,7 @@
 """What the lab's routers do not know, or know late."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,13 +65,13 @@ def test_wrong_speeds_are_wrong_by_no_more_than_was_asked_for() -> None:
 
 def test_the_speeds_of_unequal_engines_are_learnt_and_pay() -> None:
     """One engine of four is ten times slower; who learns it waits less than who believes."""
-    traffic = {"requests": 1_500, "rate": 12.0, "groups": 30}
     slow = {2: EngineModel(prefill_rate=1_600.0)}
+    unseen = Setting(4, 300_000, sees_first_token=False, others=slow)
     means = [
         replay(
-            SharedPrefix(seed=3, **traffic),
+            SharedPrefix(prefix=500, question=1_500, rate=20.0, requests=1_500, seed=3),
             PricedTTFT(),
-            Setting(4, 300_000, others=slow, blur=Blur(learns_speed=learns)),
+            replace(unseen, blur=Blur(learns_speed=learns)),
         )
         .summary()
         .ttft_mean

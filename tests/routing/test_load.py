@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.routing import LoadLedger, Utilisation
+from extproc.routing import Load, LoadLedger, Utilisation
 from extproc.terms import InstanceId
 
 A, B = InstanceId("a"), InstanceId("b")
@@ -99,3 +99,31 @@ def test_queued_are_those_whose_prefill_is_not_predicted_to_have_ended() -> None
         ledger.start(A, tokens, now=0.0, rate=100.0)
     assert [ledger.queued_at(A, now, 100.0) for now in (0.0, 0.5, 1.5, 2.5, 3.5)] == [3, 3, 2, 1, 0]
     assert ledger.queued_at(InstanceId("other"), 0.0, 100.0) == 0
+
+
+def test_a_prefill_took_the_time_between_its_first_token_and_the_one_before() -> None:
+    ledger = LoadLedger()
+    first, second = (ledger.start(A, 100.0, at, RATE) for at in (0.0, 1.0))
+    assert ledger.computed(first, 4.0, RATE) == 4.0
+    assert ledger.computed(second, 6.0, RATE) == 2.0
+    third = ledger.start(A, 100.0, 9.0, RATE)
+    assert ledger.computed(third, 10.0, RATE) == 1.0
+    assert ledger.computed(third, 11.0, RATE) is None
+
+
+def test_what_a_prefill_took_is_not_known_where_another_may_have_been_between() -> None:
+    ledger = LoadLedger()
+    passed, late, seen = (ledger.start(A, 100.0, 0.0, RATE) for _ in range(3))
+    assert ledger.computed(late, 4.0, RATE) is None
+    assert ledger.computed(passed, 4.5, RATE) is None
+    ledger.report("other", {A: Load(50.0, 1)}, 5.0, lambda _: RATE)
+    assert ledger.computed(seen, 6.0, RATE) is None
+
+
+def test_one_whose_client_went_away_is_not_waited_for() -> None:
+    ledger = LoadLedger()
+    gone, seen = (ledger.start(A, 100.0, 0.0, RATE) for _ in range(2))
+    ledger.end(gone)
+    assert ledger.computed(seen, 2.0, RATE) == 2.0
+    ledger.end(seen)
+    assert ledger.computed(seen, 3.0, RATE) is None

@@ -17,7 +17,8 @@ def test_what_a_prefill_takes_beside_its_tokens_waits_too() -> None:
     outlook = told(1_000.0, overhead_s=0.5)
     outlook.start(A, 2_000.0, 0.0)
     waiting, in_flight = outlook.loads([A], 0.0)[0]
-    assert (waiting / 1_000.0, in_flight) == (pytest.approx(2.5), 1)
+    assert waiting / 1_000.0 == pytest.approx(2.5)
+    assert in_flight == 1
     assert outlook.loads([A], 2.4)[0].waiting > 0
     assert outlook.loads([A], 2.6)[0].waiting == 0
 
@@ -91,3 +92,15 @@ def test_what_a_replica_assigned_before_it_was_heard_of_does_not_count() -> None
     outlook.assigned_by("other", Assigned(1_000_000, 1e6), 3.0)
     assert outlook.arrivals.per_second(3.0) == 0
     assert outlook.utilisation.at(20.0, 1) == 0
+
+
+def test_first_tokens_tell_what_a_prefill_takes() -> None:
+    """An engine that is half as fast as believed, and has a cost of its own."""
+    outlook, true, now = told(1_000.0), Speed(500.0, 0.2), 0.0
+    for tokens in (300.0, 900.0, 100.0) * 30:
+        ticket = outlook.start(A, tokens, now)
+        now += true.seconds(tokens)
+        outlook.computed(ticket, now)
+        outlook.ledger.end(ticket)
+    assert outlook.rates.of(A).rate == pytest.approx(500, rel=0.02)
+    assert outlook.rates.of(A).overhead_s == pytest.approx(0.2, rel=0.05)
