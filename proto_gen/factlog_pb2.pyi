@@ -138,18 +138,26 @@ class Writer(_message.Message):
     def __init__(self, id: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("version", "instances", "seen", "picks", "prefill_ms")
+    __slots__ = ("version", "instances", "seen", "picks", "prefill_ms", "listing")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
     PICKS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
     version: int
     instances: _containers.RepeatedCompositeFieldContainer[InFlight]
     seen: _containers.RepeatedCompositeFieldContainer[Seen]
     picks: int
     prefill_ms: int
-    def __init__(self, version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InFlight, _Mapping]]] = ..., seen: _Optional[_Iterable[_Union[Seen, _Mapping]]] = ..., picks: _Optional[int] = ..., prefill_ms: _Optional[int] = ...) -> None: ...
+    listing: Listing
+    def __init__(self, version: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InFlight, _Mapping]]] = ..., seen: _Optional[_Iterable[_Union[Seen, _Mapping]]] = ..., picks: _Optional[int] = ..., prefill_ms: _Optional[int] = ..., listing: _Optional[_Union[Listing, _Mapping]] = ...) -> None: ...
+
+class Listing(_message.Message):
+    __slots__ = ("instances",)
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    instances: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, instances: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Seen(_message.Message):
     __slots__ = ("instance", "answers", "running", "waiting", "asleep", "started", "prompt_tokens", "cached_tokens", "requests", "block_size", "blocks", "prefills", "prefill_ms", "computed_tokens")

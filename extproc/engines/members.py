@@ -19,6 +19,8 @@ class Members:
     def __init__(self) -> None:
         self.instances: tuple[Instance, ...] = ()
         self.conditions = Conditions()
+        self.changes = 0
+        """Counts the lists."""
         self.known = False
         """Whether there has been any list: none at all is something else than an empty one."""
         self._by_id: dict[InstanceId, Instance] = {}
@@ -27,6 +29,7 @@ class Members:
     def set_instances(self, instances: Sequence[Instance]) -> None:
         """These are all there are from now on."""
         self.known = True
+        self.changes += 1
         self.conditions.keep(instances)
         self.instances = tuple(instances)
         self._by_id = {one.id: one for one in instances}

@@ -101,6 +101,9 @@ class LoadParty(Protocol):
     def seen(self) -> Iterable[Seen]:
         """How the engines fare that this replica looks at for all."""
 
+    def listed(self) -> Sequence[InstanceId] | None:
+        """The instances that this replica lists; None before it knows of any list."""
+
     def told(self, seen: Iterable[Seen]) -> None:
         """Another replica looks at these engines for all."""
 
@@ -148,6 +151,14 @@ class FactLog(Protocol):
 
         A replica tells at most 5 times a second, and only what changed. Its load ends with it.
         """
+
+    @property
+    def grace_s(self) -> float:
+        """So long nobody must have listed an instance before it may be removed."""
+
+    def may_remove(self, pool: str, instance: InstanceId) -> bool:
+        """Whether this process is the one that writes that instances have left, and no other lists
+        this one, as far as is known of all of them."""
 
     def reads(self, pool: str, instance: InstanceId) -> bool:
         """Whether this process is the one that reads an engine's events for all replicas.

@@ -75,6 +75,15 @@ class MemoryLog:
     def share(self, pool: str, party: LoadParty) -> None:
         """There is nobody else."""
 
+    @property
+    def grace_s(self) -> float:
+        """Nobody else lists anything."""
+        return 0.0
+
+    def may_remove(self, pool: str, instance: InstanceId) -> bool:
+        """It is alone."""
+        return True
+
     def reads(self, pool: str, instance: InstanceId) -> bool:
         """It is alone."""
         return True

@@ -29,7 +29,7 @@ class IdleWork:
                     await asyncio.sleep(0)
                 for pool in self._pools():
                     pool.take_secret()
-                    pool.rejoin()
+                    pool.tend()
                     for model in set(pool.models.values()):
                         await asyncio.to_thread(model.audit)
             except Exception as fault:  # requests do not need it, and the next slice may do

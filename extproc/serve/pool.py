@@ -3,6 +3,8 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
 from typing import NamedTuple
 
 from extproc import config as configuration
@@ -166,26 +168,36 @@ class Pool:
     def enrol(self) -> None:
         """Let the log know which instances are there, for the first time once it is open.
 
-        New ones join empty, missing ones leave; those that the index has keep what they hold.
-        Before a discovery has said anything, nobody is missing.
+        New ones join empty; those that the index has keep what they hold. Missing ones leave: at
+        once where this process is alone, and see `tend`. Before a discovery has said anything,
+        nobody is missing.
         """
         if not self.members.known:
             return
         self.outlook.rates.keep(one.id for one in self.instances)
         if self.roster is None:
-            self.roster = Roster(self.index)
+            self.roster = Roster(self.index, self.log.grace_s)
         facts = self.roster.change(
             (one.id, one.endpoint, self.config.block_size, self._capacity(one))
             for one in self.instances
         )
         self._enrolled = self.log.append(self.name, facts)
+        self.tend()
 
-    def rejoin(self) -> None:
-        """Let instances join again that the log lost since. O(instances)."""
+    def tend(self) -> None:
+        """Let instances join again that the log lost since, and leave that nobody lists any more.
+
+        Nothing while what was written before is on its way. O(instances).
+        """
         settled = self.log.settled(self.name) >= self._enrolled
         if self.roster is None or not settled or not self.log.warm(self.name):
             return
-        if not self.index.backlog and (facts := self.roster.lost(self.index)):
+        if self.index.backlog:
+            return
+        may_remove = partial(self.log.may_remove, self.name)
+        facts = self.roster.lost(self.index)
+        facts += self.roster.gone(self.index, may_remove, monotonic())
+        if facts:
             self._enrolled = self.log.append(self.name, facts)
 
     def _capacity(self, instance: Instance) -> int | None:

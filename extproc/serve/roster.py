@@ -1,6 +1,6 @@
 """Which instances the index knows, kept to what is listed: the facts that take it there."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from extproc.index import Capacity, Fact, Joined, Left, PrefixIndex, Tier
@@ -19,17 +19,24 @@ class Member:
 class Roster:
     """What this process last wrote of a pool's instances; at first, what the index has of them.
 
-    The index is not asked again: facts that were just written may not be back from the log.
+    Whoever lists an instance lets it join. Leaving is another matter where replicas share the
+    index: one that lists less than the others (its discovery has said only half so far) must not
+    take from them what an instance holds. So an instance leaves only after nobody has listed it for
+    a while.
+
+    grace_s: how long; 0 where there are no replicas.
     """
 
-    def __init__(self, index: PrefixIndex) -> None:
+    def __init__(self, index: PrefixIndex, grace_s: float = 0.0) -> None:
+        self._grace_s = grace_s
+        self._unlisted: dict[InstanceId, float] = {}
         self._known = {
             one.name: Member(one.endpoint, one.block_size, one.limits[Tier.GPU])
             for one in index.instances()
         }
 
     def change(self, listed: Iterable[tuple[InstanceId, Endpoint, int, int | None]]) -> list[Fact]:
-        """What is to be written so that these instances, and no others, are there.
+        """What is to be written so that these instances are there.
 
         listed: name, endpoint, block size and capacity in blocks (None: unknown). One that stays
         keeps what it is known to hold. Another endpoint or block size under the same name is a new
@@ -39,7 +46,7 @@ class Roster:
             name: Member(endpoint, block_size, capacity)
             for name, endpoint, block_size, capacity in listed
         }
-        facts: list[Fact] = [Left(name) for name in self._known if name not in wanted]
+        facts: list[Fact] = []
         for name, member in wanted.items():
             known = self._known.get(name)
             same = known is not None and (known.endpoint, known.block_size) == (
@@ -64,3 +71,21 @@ class Roster:
                 if member.capacity is not None:
                     facts.append(Capacity(name, Tier.GPU, member.capacity))
         return facts
+
+    def gone(
+        self, index: PrefixIndex, may_remove: Callable[[InstanceId], bool], now: float
+    ) -> list[Fact]:
+        """What is to be written so that those that nobody lists are there no longer. O(instances).
+
+        may_remove: whether this process is the one to write it, and no other lists the instance.
+        now: seconds, rising.
+        """
+        candidates = [
+            one.name
+            for one in index.instances()
+            if one.name not in self._known and may_remove(one.name)
+        ]
+        self._unlisted = {name: self._unlisted.get(name, now) for name in candidates}
+        return [
+            Left(name) for name, since in self._unlisted.items() if now - since >= self._grace_s
+        ]

@@ -1,6 +1,6 @@
 """What a pool's replicas tell each other of load: requests in flight, and how engines fare."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 
 from extproc.engines import Members
@@ -34,7 +34,8 @@ class SharedLoad:
     def changes(self) -> int:
         """Own requests that began or ended, and own looks at engines."""
         seen = self._members.conditions.changes
-        return self._ledger.changes + seen + (int(monotonic() / AGAIN_S) if seen else 0)
+        said = self._ledger.changes + self._members.changes + seen
+        return said + (int(monotonic() / AGAIN_S) if seen else 0)
 
     def own(self) -> Mapping[InstanceId, tuple[float, int]]:
         """What this replica has in flight."""
@@ -72,6 +73,11 @@ class SharedLoad:
             known = condition.fresh(now) or not condition.alive
             if known and self._reads(condition.instance.id):
                 yield _written(condition.instance.id, condition.alive, condition.reading)
+
+    def listed(self) -> Sequence[InstanceId] | None:
+        """As the pool's discovery, or its configuration, said last."""
+        members = self._members
+        return [one.id for one in members.instances] if members.known else None
 
     def told(self, seen: Iterable[Seen]) -> None:
         """Another replica looks at these for all; what this one looks at itself it knows better."""

@@ -171,6 +171,9 @@ class Watching:
         self.heard_count += 1
         self._party.heard()
 
+    def listed(self):
+        return self._party.listed()
+
     def seen(self):
         return self._party.seen()
 

@@ -15,7 +15,7 @@ from extproc.log.etcd.client import Away, Client
 from extproc.log.etcd.follower import Follower
 from extproc.log.etcd.keys import Keys
 from extproc.log.etcd.readers import Readers
-from extproc.log.etcd.session import Seat, Session
+from extproc.log.etcd.session import GRACE_S, Seat, Session
 from extproc.log.etcd.snapshotter import Snapshotter
 from extproc.log.etcd.state import PoolMetrics, PoolState
 from extproc.log.etcd.writer import Writer
@@ -74,6 +74,16 @@ class EtcdLog:
     def warm(self, pool: str) -> bool:
         """Whether the log was read once to its end."""
         return self._seats[pool].state.warm.is_set()
+
+    @property
+    def grace_s(self) -> float:
+        """A replica that hangs is not forgotten before its lease; nor one that begins."""
+        return GRACE_S
+
+    def may_remove(self, pool: str, instance: InstanceId) -> bool:
+        """The leader does, once all live replicas have said what they list."""
+        seat = self._seats[pool]
+        return self._session is not None and self._session.leads(seat) and seat.lacks(instance)
 
     def reads(self, pool: str, instance: InstanceId) -> bool:
         """One replica does, while its short lease holds; another within three seconds."""

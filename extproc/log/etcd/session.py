@@ -27,6 +27,10 @@ LEASE_S = 10
 BEAT_S = 2.5
 """Between two signs of life."""
 
+GRACE_S = 15.0
+"""So long no live replica must have listed an instance before it counts as gone: a lease, and the
+time in which one that begins says what it lists."""
+
 PARTIAL_S = 60.0
 """So long a replica that could not read the snapshot waits for one that can write it anew."""
 
@@ -48,6 +52,7 @@ class Seat:
     def __init__(self, state: PoolState) -> None:
         self.state = state
         self.others: dict[int, int] = {}
+        self._listed: dict[int, frozenset[str] | None] = {}
         self.party: LoadParty | None = None
         self.led: int | None = None
 
@@ -65,6 +70,10 @@ class Seat:
                     instance=name, requests=requests, waiting_tokens=max(round(waiting), 0)
                 )
             note.picks, note.prefill_ms = self.party.assigned()
+            listed = self.party.listed()
+            if listed is not None and len(listed) <= MOST_TOLD:
+                note.listing.instances.extend(listed)
+                note.listing.SetInParent()  # an empty list is one, too
             note.seen.extend(islice(self.party.seen(), MOST_TOLD))
         return note
 
@@ -74,8 +83,11 @@ class Seat:
             return
         if note is None:
             self.others.pop(writer, None)
+            self._listed.pop(writer, None)
         else:
             self.others[writer] = note.version
+            listing = note.listing.instances if note.HasField("listing") else None
+            self._listed[writer] = None if listing is None else frozenset(listing)
         self.state.version = min([RECORD_VERSION, *filter(None, self.others.values())])
         if self.party is not None:
             replica = f"{writer:016x}"
@@ -85,6 +97,12 @@ class Seat:
             self.party.report(replica, _loads(note), (note.picks, note.prefill_ms))
             if note.seen:
                 self.party.told(note.seen[:MOST_TOLD])
+
+    def lacks(self, instance: InstanceId) -> bool:
+        """Whether all other live replicas have said what they list, and none lists this one."""
+        return self.state.others_known.is_set() and all(
+            listed is not None and instance not in listed for listed in self._listed.values()
+        )
 
     def reached(self) -> None:
         """Who said nothing has nothing new to say."""
