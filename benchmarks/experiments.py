@@ -7,6 +7,7 @@ growth    one hot tenant on one host
 loss      one of eight instances is killed, later two come
 sweep     locality against load: the rate of requests up to what the pool can do
 crowd     many come for one prefix at once
+overload  more live conversations than the caches hold, with admission and without
 hints     what it would be worth to know when conversations come back
 
     python benchmarks/experiments.py [--json] [--quick] [--only NAME …]
@@ -24,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _experiments import crowd, growth, hints, loss, sweep
+from _experiments import crowd, growth, hints, loss, overload, sweep
 from _experiments.result import Result
 
 from extproc.replay.plots import svg
@@ -34,6 +35,7 @@ EXPERIMENTS: dict[str, Callable[[bool, Path | None], Result]] = {
     "loss": loss.run,
     "sweep": sweep.run,
     "crowd": crowd.run,
+    "overload": overload.run,
     "hints": hints.run,
 }
 """By name: short or not, the folder with traces → what it answers."""

@@ -51,7 +51,7 @@ def run(quick: bool, _: Path | None) -> Result:
     chats = Chats(
         rate=6.0, seconds=40 if quick else 600, weights=WEIGHTS, prefix=4_000, by_tenant=True
     )
-    edges = np.arange(0.0, chats.seconds * 1.2 + 1, WINDOW_S)
+    edges: Floats = np.arange(0.0, chats.seconds * 1.2 + 1, WINDOW_S, dtype="f8")
     rows: Rows = {}
     seen: dict[str, Seen] = {}
     for name in NAMES:
