@@ -93,5 +93,5 @@ def test_the_page_has_a_table_and_a_plot_of_every_experiment() -> None:
     plots = re.findall(r"\]\(plots/(\w+)\.svg\)", page)
     assert set(tables) == set(plots) == set(EXPERIMENTS)
     for name, table in tables.items():
-        assert "| priced" in table, name
+        assert table.count("\n") > 4, name
         assert (PAGE.parent / "plots" / f"{name}.svg").read_text().startswith("<svg")
