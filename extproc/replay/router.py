@@ -15,6 +15,7 @@ from extproc.routing import (
     Speed,
     Ticket,
     Turn,
+    last_of,
 )
 from extproc.terms import KEY_BYTES, NO_BLOCK, BlockKey, Endpoint, InstanceId, PackedKeys
 
@@ -203,11 +204,15 @@ class Router:
                 strict=True,
             )
         ]
-        pool = self.outlook.view(candidates, loads, len(eligible), now)
+        longest = max(one.cached_tokens for one in candidates) // self._block
+        prefix = last_of(turn.keys, longest)
+        pool = self.outlook.view(candidates, loads, len(eligible), now, prefix)
         shown = [
             self._shown(view, number) for view, number in zip(pool.instances, eligible, strict=True)
         ]
-        return self.policy.rank(turn, replace(pool, instances=shown)).best
+        ranking = self.policy.rank(turn, replace(pool, instances=shown))
+        self.outlook.crowds.placed(prefix, ranking, now)
+        return ranking.best
 
     def _shown(self, view: InstanceView, number: int) -> LabView:
         return LabView(

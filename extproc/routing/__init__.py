@@ -1,5 +1,6 @@
 """Which instance a turn goes to: views in, a ranking with reasons out. No I/O, no clock."""
 
+from extproc.routing.crowds import Crowds, last_of
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
 from extproc.routing.outlook import Arrivals, Assigned, Candidate, Outlook
 from extproc.routing.policy import POLICIES, Policy
@@ -12,6 +13,7 @@ __all__ = [
     "Arrivals",
     "Assigned",
     "Candidate",
+    "Crowds",
     "InstanceView",
     "Load",
     "LoadLedger",
@@ -26,4 +28,5 @@ __all__ = [
     "Ticket",
     "Turn",
     "Utilisation",
+    "last_of",
 ]

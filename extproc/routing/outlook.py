@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from math import exp
 from typing import NamedTuple
 
+from extproc.routing.crowds import Crowds
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
 from extproc.routing.rates import Rates, Speed
 from extproc.routing.views import InstanceView, PoolView
-from extproc.terms import Endpoint, InstanceId
+from extproc.terms import BlockKey, Endpoint, InstanceId
 
 
 class Candidate(NamedTuple):
@@ -70,6 +71,7 @@ class Outlook:
         self.rates = Rates(prior)
         self.utilisation = Utilisation(now)
         self.arrivals = Arrivals(now)
+        self.crowds = Crowds()
         self.assigned = Assigned(0, 0.0)
         """By this replica since it began."""
         self._assigned_by: dict[str, Assigned] = {}
@@ -116,11 +118,17 @@ class Outlook:
         return [self.ledger.of(name, now, self.rate(name)) for name in instances]
 
     def view(
-        self, candidates: Sequence[Candidate], loads: Sequence[Load], instances: int, now: float
+        self,
+        candidates: Sequence[Candidate],
+        loads: Sequence[Load],
+        instances: int,
+        now: float,
+        prefix: BlockKey | None = None,
     ) -> PoolView:
         """What a policy sees of the eligible instances, the candidates.
 
-        loads: of each of them, in their order. instances: of the whole pool.
+        loads: of each of them, in their order. instances: of the whole pool. prefix: the last block
+        of the longest cached prefix.
         """
         rates = self.rates
         views = [
@@ -143,4 +151,5 @@ class Outlook:
             utilisation=self.utilisation.at(now, instances),
             arrival_rate=self.arrivals.per_second(now) / max(instances, 1),
             overhead_s=rates.mean.overhead_s,
+            waited_s=self.crowds.waited_s(prefix, now),
         )

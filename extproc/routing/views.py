@@ -51,6 +51,8 @@ class PoolView:
     utilisation: share of the pool's prefill time in use, 0 to below 1.
     arrival_rate: requests a second, for each instance of the pool.
     overhead_s: the pool's mean.
+    waited_s: what turns with this prompt's longest cached prefix have waited of late at its holders
+        and not elsewhere.
     """
 
     instances: Sequence[InstanceView]
@@ -58,11 +60,15 @@ class PoolView:
     utilisation: float
     arrival_rate: float = 0.0
     overhead_s: float = 0.0
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Why an instance stands where it stands: seconds each; `cost_s` is their weighed sum."""
+    """Why an instance stands where it stands: seconds each; `cost_s` is their weighed sum.
+
+    price_s: what others wait for it; below zero where they gain more by another holder.
+    """
 
     instance: InstanceId
     endpoint: Endpoint

@@ -17,7 +17,7 @@ from time import monotonic
 
 from extproc.errors import BadRequest, NoEndpoint, PreviousResponse, Saturated, Unroutable
 from extproc.index import Depths
-from extproc.routing import Ranking, Turn
+from extproc.routing import Ranking, Turn, last_of
 from extproc.serve import reasons
 from extproc.serve.conformance import chosen
 from extproc.serve.encoder import Encoded, Encoder
@@ -34,7 +34,7 @@ from extproc.stages import Stages
 from extproc.stream import Pick, Refusal, Reply, Request
 from extproc.stream.headers import SCORES
 from extproc.telemetry import LogOnce, Metrics, Tracer
-from extproc.terms import Endpoint, InstanceId
+from extproc.terms import BlockKey, Endpoint, InstanceId
 
 logger = logging.getLogger("homing.picker")
 
@@ -206,11 +206,13 @@ class Picker:
             if encoded is None and session and (home := pool.sessions.home(session)):
                 # It is taken to be cached where the turn before was.
                 tokens, cached = guess, {home: Cached(guess, 0)}
-            view = pool.view(candidates, cached, now)
+            prefix = _longest(encoded, cached) if encoded else None
+            view = pool.view(candidates, cached, now, prefix)
             weight = wait_weight(pool.config, request.headers)
             ranking = pool.policy.rank(Turn(tokens, next(self._turns), weight), view)
         best = ranking.best
         shed(pool.config, best)
+        pool.outlook.crowds.placed(prefix, ranking, now)
         if session:
             pool.sessions.went(session, best.instance)
         uncached = float(guess if tokens is None else tokens - best.cached_tokens)
@@ -297,6 +299,14 @@ def _cached_tokens(
             on_gpu = min(held.gpu, deepest)
             cached[instance] = Cached(tokens + deepest * size, slow + (deepest - on_gpu) * size)
     return cached
+
+
+def _longest(encoded: Encoded, cached: dict[InstanceId, Cached]) -> BlockKey | None:
+    """The last block of the longest cached prefix; None without one, or of several prompts."""
+    if len(encoded.chains) != 1:
+        return None
+    tokens = max((held.tokens for held in cached.values()), default=0)
+    return last_of(encoded.chains[0].keys, tokens // encoded.pool.config.block_size)
 
 
 def _order(ranking: Ranking, most: int) -> tuple[Endpoint, ...]:

@@ -28,7 +28,7 @@ from extproc.serve.expectations import Expectations
 from extproc.serve.roster import Roster
 from extproc.serve.routed import Routed
 from extproc.serve.wishes import Sessions
-from extproc.terms import KEY_BYTES, InstanceId, PackedKeys
+from extproc.terms import KEY_BYTES, BlockKey, InstanceId, PackedKeys
 
 NEVER = 1 << 62
 """The ticket of what is not in the log: it does not settle."""
@@ -218,11 +218,16 @@ class Pool:
         return listed.headers if listed is not None else {}
 
     def view(
-        self, eligible: Sequence[Instance], cached: Mapping[InstanceId, Cached], now: float
+        self,
+        eligible: Sequence[Instance],
+        cached: Mapping[InstanceId, Cached],
+        now: float,
+        prefix: BlockKey | None = None,
     ) -> PoolView:
         """What the policy sees: the eligible instances with their load.
 
-        cached: what an instance holds of the prompt; absent: nothing.
+        cached: what an instance holds of the prompt; absent: nothing. prefix: the last block of the
+        longest that any holds.
         """
         events = self.config.events
         slow_price = events.cpu_price if events is not None else 0.0
@@ -233,7 +238,7 @@ class Pool:
             for instance in eligible
             for held in (cached.get(instance.id, NOTHING),)
         ]
-        return self.outlook.view(candidates, loads, len(self.instances), now)
+        return self.outlook.view(candidates, loads, len(self.instances), now, prefix)
 
     def describe(self, now: float) -> dict[str, object]:
         """The pool as the admin port shows it: names, counts and load."""
