@@ -70,7 +70,7 @@ class Crowd:
 
 def run(quick: bool, _: Path | None) -> Result:
     """A crowd of every size under every policy."""
-    seconds = 10.0 if quick else 120.0
+    seconds = 10.0 if quick else 60.0
     chats = Chats(rate=6.0, seconds=2 * seconds, weights=(1.0,) * 20)
     model = EngineModel()
     rates = RATES[1::2] if quick else RATES
