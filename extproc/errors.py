@@ -78,5 +78,11 @@ class Saturated(HomingError):
         self.retry_after_s = retry_after_s
 
 
+class NoRoom(Saturated):
+    """A new conversation would push those that are going on out of the caches; a 429."""
+
+    code = "no_room"
+
+
 class PeerViolation(HomingError):
     """The other side of a protocol sent what the protocol forbids."""

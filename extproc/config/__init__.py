@@ -3,6 +3,7 @@
 from extproc.config.instances import ListedInstance, load_instances
 from extproc.config.load import load_config
 from extproc.config.model import (
+    Admission,
     Config,
     DnsDiscovery,
     Drain,
@@ -31,6 +32,7 @@ from extproc.config.model import (
 )
 
 __all__ = [
+    "Admission",
     "Config",
     "DnsDiscovery",
     "Drain",

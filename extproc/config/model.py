@@ -345,6 +345,13 @@ class Priority(Section):
     without the header, or with another value, counts in full."""
 
 
+class Admission(Section):
+    """New conversations are refused with 429 while the live ones fill the pool's caches."""
+
+    horizon_s: Seconds = 120
+    """A conversation that is silent for longer is over."""
+
+
 class Shed(Section):
     """When a request is refused with 429 and `retry-after`."""
 
@@ -405,6 +412,10 @@ class Pool(Section):
 
     priority: Priority | None = None
     """How urgent requests are, by a header (docs/routing.md); all alike if not given."""
+
+    admission: Admission | None = None
+    """When new conversations are refused so that those that are going on stay cached
+    (docs/routing.md); never if not given."""
 
     shed: Shed | None = None
     """When requests are refused instead of queued (docs/routing.md); never if not given."""

@@ -29,6 +29,10 @@ RETRY_S = 10.0
 """So long after a request that could not connect an instance without metrics is tried again."""
 
 
+LATE_S = 1.0
+"""Seconds of prefill by which more may wait at an engine than is predicted to, before that counts:
+what waits there is of its usual size only on average."""
+
 NO_LOAD = Load(0.0, 0)
 
 NEVER_S = -1.0
@@ -93,10 +97,11 @@ class Conditions:
     """Those of all instances that are listed. now: monotonic seconds, everywhere.
 
     prefilled: told what an engine has prefilled since it was looked at before: seconds, requests,
-    uncached tokens, and now.
+    uncached tokens, and now. rate: tokens a second that an instance prefills.
     """
 
     def __init__(self) -> None:
+        self.rate: Callable[[InstanceId], float] = _unknown_rate
         self.prefilled: Callable[[InstanceId, float, float, float, float], None] = _nobody_learns
         self.changes = 0
         """Counts what own looks brought, to see whether there is something new to tell others."""
@@ -266,7 +271,8 @@ class Conditions:
         self._note(condition)
         if reading is None:
             return
-        condition.foreign = _foreign(reading, in_flight, queued)
+        slack = LATE_S * self.rate(condition.instance.id)
+        condition.foreign = _foreign(reading, in_flight, queued, slack)
         if reading.block_size and reading.blocks:
             condition.cache = Cache(reading.block_size, reading.blocks)
 
@@ -293,17 +299,24 @@ class Conditions:
             self._unusable.add(condition.instance.id)
 
 
+def _unknown_rate(_: InstanceId) -> float:
+    return 0.0
+
+
 def _nobody_learns(_: InstanceId, *__: float) -> None:
     pass
 
 
-def _foreign(reading: Reading, in_flight: int, queued: int) -> Load:
+def _foreign(reading: Reading, in_flight: int, queued: int, slack: float) -> Load:
     """What an engine has beyond what is known of our requests; each is of its usual size.
 
-    Also where all are ours: if more wait there than are predicted to, it is slower than believed.
+    If more of ours wait there than are predicted to, by more than the slack (tokens), the engine is
+    slower than believed, and without this it would look idle while its queue grows.
     """
     requests = max(reading.running + reading.waiting - in_flight, 0.0)
-    waiting = max(reading.waiting - queued, 0.0)
-    if requests < 1 and waiting < 1:
+    foreign = min(reading.waiting, requests)
+    usual = reading.computed_per_request
+    late = max((reading.waiting - queued - foreign) * usual - slack, 0.0)
+    if requests < 1 and not late:
         return NO_LOAD
-    return Load(waiting * reading.computed_per_request, int(requests))
+    return Load(foreign * usual + late, int(requests))

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from extproc.engines.conditions import LATE_S
 from extproc.index import Held
 from extproc.replay.engine import Engine
 from extproc.replay.router import Placement, Router
@@ -103,8 +104,9 @@ class Fleet:
         for number, engine in enumerate(engines):
             usual = engine.computed_tokens / max(engine.prefilled, 1)
             for router in self._routers:
-                known = router.outlook.queued_at(router.names[number], now)
-                router.beyond[number] = max(engine.waiting - known, 0) * usual
+                name, outlook = router.names[number], router.outlook
+                late = (engine.waiting - outlook.queued_at(name, now)) * usual
+                router.beyond[number] = max(late - LATE_S * outlook.rate(name), 0.0)
         if not self._blur.learns_speed:
             return
         counted = [(one.prefilled_s, one.prefilled, one.computed_tokens) for one in engines]

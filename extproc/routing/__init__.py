@@ -1,5 +1,6 @@
 """Which instance a turn goes to: views in, a ranking with reasons out. No I/O, no clock."""
 
+from extproc.routing.admission import RETRY_S, Admission
 from extproc.routing.crowds import Crowds, last_of
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
 from extproc.routing.outlook import Arrivals, Assigned, Candidate, Outlook
@@ -10,6 +11,8 @@ from extproc.routing.views import InstanceView, PoolView, Ranking, Score, Turn
 
 __all__ = [
     "POLICIES",
+    "RETRY_S",
+    "Admission",
     "Arrivals",
     "Assigned",
     "Candidate",

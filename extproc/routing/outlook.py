@@ -63,7 +63,7 @@ class Arrivals:
 class Outlook:
     """The load of one pool's instances, and how fast they work it off.
 
-    prior: what a prefill takes where no engine has told, and no first token was seen.
+    prior: what a prefill takes where no engine has told.
     """
 
     def __init__(self, prior: Speed, now: float) -> None:
@@ -100,10 +100,8 @@ class Outlook:
         self.utilisation.assign(max(assigned.prefill_s - before.prefill_s, 0.0))
 
     def computed(self, ticket: Ticket, now: float) -> None:
-        """The request's first token was seen, which tells what a prefill takes there."""
-        seconds = self.ledger.computed(ticket, now, self.rate(ticket.instance))
-        if seconds is not None:
-            self.rates.observe(ticket.instance, seconds, 1, ticket.uncached)
+        """The request's first token was seen."""
+        self.ledger.computed(ticket, now, self.rate(ticket.instance))
 
     def rate(self, instance: InstanceId) -> float:
         """Tokens a second that the instance prefills."""

@@ -29,7 +29,7 @@ from extproc.serve.rename import Renamed, Renamer
 from extproc.serve.report_mode import ReportModes
 from extproc.serve.responses import PATH, Answerer, Responses
 from extproc.serve.subset import eligible
-from extproc.serve.wishes import session_of, shed, wait_weight
+from extproc.serve.wishes import admit, session_of, shed, wait_weight
 from extproc.stages import Stages
 from extproc.stream import Pick, Refusal, Reply, Request
 from extproc.stream.headers import SCORES
@@ -212,6 +212,8 @@ class Picker:
             ranking = pool.policy.rank(Turn(tokens, next(self._turns), weight), view)
         best = ranking.best
         shed(pool.config, best)
+        if pool.admission is not None and encoded:
+            admit(pool.admission, chains, pool.capacity_tokens, view.utilisation, now)
         pool.outlook.crowds.placed(prefix, ranking, now)
         if session:
             pool.sessions.went(session, best.instance)

@@ -16,6 +16,7 @@ from extproc.log.pending import Pending
 from extproc.prompt import Chain, ServedModel
 from extproc.routing import (
     POLICIES,
+    Admission,
     Candidate,
     LoadLedger,
     Outlook,
@@ -58,6 +59,7 @@ class Pool:
         knows it. roster: None until `enrol`. pending: own picks that the index does not have yet.
     expectations: what picks asserted and events may confirm. assured: instances whose events say
         all that they hold. routed: prompts of late, for the others. sessions: where they went last.
+    admission: None where nobody is refused for room. capacity_tokens: of all caches together.
     """
 
     config: configuration.Pool
@@ -78,11 +80,14 @@ class Pool:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     sessions: Sessions = field(default_factory=lambda: Sessions(secrets.token_bytes(8)))
     roster: Roster | None = None
+    admission: Admission | None = None
+    capacity_tokens: int = 0
     _shared: bytes | None = None
     _enrolled: int = 0
 
     def __post_init__(self) -> None:
         self.members.conditions.prefilled = self.outlook.rates.observe
+        self.members.conditions.rate = self.outlook.rate
 
     @property
     def load(self) -> LoadLedger:
@@ -152,6 +157,11 @@ class Pool:
         """
         self.config = listed
         self.policy = POLICIES[listed.policy]()
+        horizon_s = listed.admission.horizon_s if listed.admission else None
+        if horizon_s is None:
+            self.admission = None
+        elif self.admission is None or self.admission.horizon_s != horizon_s:
+            self.admission = Admission(horizon_s)
         self.outlook.rates.assume(Speed(listed.prefill_rate))
         if listed.discovery is None:
             scraped = listed.metrics != "off"
@@ -175,6 +185,10 @@ class Pool:
         if not self.members.known:
             return
         self.outlook.rates.keep(one.id for one in self.instances)
+        capacities = [self._capacity(one) for one in self.instances]
+        assumed = self.config.capacity_blocks
+        blocks = sum(assumed if known is None else known for known in capacities)
+        self.capacity_tokens = blocks * self.config.block_size
         if self.roster is None:
             self.roster = Roster(self.index, self.log.grace_s)
         facts = self.roster.change(

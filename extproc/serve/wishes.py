@@ -1,14 +1,15 @@
 """What a request asks for beside its prompt: to be soon, or where the turn before was."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 from xxhash import xxh3_64_intdigest
 
 from extproc import config
-from extproc.errors import Saturated
-from extproc.routing import Score
+from extproc.errors import NoRoom, Saturated
+from extproc.prompt import Chain
+from extproc.routing import RETRY_S, Admission, Score
 from extproc.terms import InstanceId
 
 MOST_SESSIONS = 100_000
@@ -61,3 +62,17 @@ def shed(pool: config.Pool, best: Score) -> None:
             f"pool {pool.name} is saturated: a request would wait {best.wait_s:.0f} s",
             ceil(best.wait_s - most),
         )
+
+
+def admit(
+    admission: Admission, chains: Sequence[Chain], capacity: int, utilisation: float, now: float
+) -> None:
+    """Note the conversations that a request goes on with; raise NoRoom for a new one too many.
+
+    capacity: tokens that the pool's caches hold together.
+    """
+    for chain in chains:
+        if not admission.admits(chain.keys, chain.tokens, capacity, utilisation, now):
+            raise NoRoom("the caches are full of conversations that are going on", RETRY_S)
+    for chain in chains:
+        admission.placed(chain.keys, chain.tokens, now)

@@ -236,6 +236,15 @@ class TestLoad:
         told(conditions, A, busy, ours=5, queued=1)
         assert self.loads(conditions, Load(100.0, 5)) == [Load(100.0 + 3 * 1000, 5)]
 
+    def test_a_second_of_prefill_more_than_predicted_is_nothing(self) -> None:
+        conditions = listed()
+        conditions.rate = lambda _: 2_500.0
+        busy = Reading(running=1, waiting=4, prompt_tokens=9000, cached_tokens=1000, requests=7)
+        told(conditions, A, busy, ours=5, queued=2)
+        assert self.loads(conditions, Load(100.0, 5)) == [Load(100.0, 5)]
+        told(conditions, A, busy, ours=5, queued=0)
+        assert self.loads(conditions, Load(100.0, 5)) == [Load(100.0 + 1_500, 5)]
+
     def test_what_others_have_running_there_does_not_wait(self) -> None:
         conditions = listed()
         told(conditions, A, Reading(running=6, waiting=0, prompt_tokens=9000, requests=9), ours=2)

@@ -95,7 +95,7 @@ def test_a_queue_at_an_engine_that_is_slower_than_believed_is_seen() -> None:
     for number in range(4):
         engine.submit(Job(request(0.0, number), 0.0))
         one.place(request(0.0, number), 0.0, [0])
-    engine.computed_tokens, engine.prefilled = 1_000, 10
+    engine.computed_tokens, engine.prefilled = 10_000, 10
     one.look([engine], 50.0)
     assert router.outlook.loads([router.names[0]], 50.0)[0].waiting == 0
-    assert router.beyond[0] == 3 * 100
+    assert router.beyond[0] == 3 * 1_000 - 1_000  # but for a second's worth

@@ -92,15 +92,3 @@ def test_what_a_replica_assigned_before_it_was_heard_of_does_not_count() -> None
     outlook.assigned_by("other", Assigned(1_000_000, 1e6), 3.0)
     assert outlook.arrivals.per_second(3.0) == 0
     assert outlook.utilisation.at(20.0, 1) == 0
-
-
-def test_first_tokens_tell_what_a_prefill_takes() -> None:
-    """An engine that is half as fast as believed, and has a cost of its own."""
-    outlook, true, now = told(1_000.0), Speed(500.0, 0.2), 0.0
-    for tokens in (300.0, 900.0, 100.0) * 30:
-        ticket = outlook.start(A, tokens, now)
-        now += true.seconds(tokens)
-        outlook.computed(ticket, now)
-        outlook.ledger.end(ticket)
-    assert outlook.rates.of(A).rate == pytest.approx(500, rel=0.02)
-    assert outlook.rates.of(A).overhead_s == pytest.approx(0.2, rel=0.05)

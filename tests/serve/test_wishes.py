@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from extproc.config import Config, Instance, Model, Pool, Priority, Shed
+from extproc.config import Admission, Config, Instance, Model, Pool, Priority, Shed
 from extproc.demo.engine import DEMO_TOKENIZER
-from extproc.routing import Score
+from extproc.routing import Score, Utilisation
 from extproc.serve import App
 from extproc.serve.wishes import MOST_SESSIONS, Sessions
 from extproc.terms import Endpoint, InstanceId
@@ -104,6 +104,36 @@ class TestShedding:
             for name in "ab":
                 wait(app, name, 10_000)
             assert await picked(channel, UNKNOWN) in (A, B)
+
+
+class TestAdmission:
+    async def test_a_new_conversation_is_refused_while_the_caches_are_full_of_live_ones(
+        self,
+    ) -> None:
+        limits = {"admission": Admission(horizon_s=60), "capacity_blocks": 20}
+        async with serving(settings(**limits)) as (app, channel):
+            pool = app.pools[0]
+            assert pool.capacity_tokens == 2 * 20 * 16
+            await picked(channel, chat(LONG, model="m"))
+            busy = Utilisation(monotonic() - 10.5)
+            busy.at = lambda *_: 0.9  # type: ignore[method-assign]
+            pool.outlook.utilisation = busy
+            refused = (await asked(channel, chat("Another. " + LONG, model="m"))).immediate_response
+            headers = {h.header.key: h.header.raw_value for h in refused.headers.set_headers}
+            assert refused.status.code == 429
+            assert headers["retry-after"] == b"5"
+            assert b"no_room" in refused.body
+            turns = [
+                {"role": "user", "content": LONG},
+                {"role": "assistant", "content": "So they do."},
+                {"role": "user", "content": "And what else?"},
+            ]
+            assert await picked(channel, chat("", model="m", messages=turns)) in (A, B)
+
+    async def test_without_it_every_conversation_is_served(self) -> None:
+        async with serving(settings(capacity_blocks=20)) as (_, channel):
+            for number in range(4):
+                assert await picked(channel, chat(f"{number} " + LONG, model="m")) in (A, B)
 
 
 class TestSessions:

@@ -11,8 +11,8 @@ class Gorgo:
 
     Source: GORGO (`gorgo-lb` 0.2.0, `gorgo.policy`): a weighted sum of the network's round trip,
     the uncached tokens and the tokens of prompts that were sent there and have no first token yet.
-    Here all instances are as near; the weight of the queue is 0.5 against 1, as its tuner finds it
-    rather than its default of 1, with which it does worse.
+    Here all instances are as near; the weight of the queue is 0.5, with which it does better here
+    than with its default of 1.
     """
 
     def rank(self, turn: Turn, pool: PoolView) -> Ranking:
