@@ -2,12 +2,12 @@
 
 Agents with long chats, each of whom begins its next one when the last has ended. Beyond the pool's
 capacity every turn evicts what another is about to need, and the pool computes everything again.
-With admission a *new* chat is refused and asks again after five seconds; its first token is late by
-what it waited. Refused while the live chats, as long as each has grown, fill the caches; or only if
-the engines, too, are busy with prefills for BUSY of the time.
+With admission (the product's, `extproc/routing/admission.py`) a *new* chat is refused and asks
+again after five seconds; its first token is late by what it waited. Refused while the live chats,
+as long as each has grown, fill the caches and the engines are busy; or, to compare, whether or not
+those are.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,25 +16,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from _experiments.result import ALL, SEED, Result, Rows
-from _experiments.traffic import BLOCK, ChatRequest, Chats, ChatTraffic
+from _experiments.traffic import Chats
 from extproc.replay.lab import Setting, replay
 from extproc.replay.plots import STYLE
 from extproc.replay.traffic import Request
-from extproc.routing import Policy, PoolView, Ranking, Turn
+from extproc.routing import RETRY_S, Admission, Policy, PoolView, Ranking, Turn
 
 AGENTS = (80, 120, 160, 200, 240)
 CAPACITY = 300_000
 INSTANCES = 8
-RETRY_S = 5.0
-BUSY = 0.7
-"""Chosen among .7, .8 and .9 on seed 101."""
-
+HORIZON_S = 120.0
 DOORS = {
-    "all admitted": (float("inf"), 0.0),
-    "until caches are full": (INSTANCES * CAPACITY, 0.0),
-    "until caches and engines are": (INSTANCES * CAPACITY, BUSY),
+    "all admitted": None,
+    "until caches are full": 1.0,
+    "until caches and engines are": 0.0,
 }
-"""Name → tokens of live chats, and utilisation, above which new ones are refused."""
+"""Name → utilisation that admission is told at least; None where there is no admission."""
 
 SHOWN = {
     "ttft_mean_s": "mean TTFT s",
@@ -47,19 +44,15 @@ SHOWN = {
 
 @dataclass(slots=True)
 class Door:
-    """Knows the chats that are live, and how busy the pool is; lets new ones in or not.
+    """The product's admission before a replay; a policy too, to see how busy the pool is.
 
-    It stands before the traffic and before the policy. tokens, busy: as in DOORS.
+    least: as in DOORS.
     """
 
-    chats: ChatTraffic
     policy: Policy
-    tokens: float
-    busy: float
-    block_size: int = BLOCK
+    least: float | None
+    admission: Admission = field(default_factory=lambda: Admission(HORIZON_S))
     waited_s: float = 0.0
-    _live: dict[int, int] = field(default_factory=dict)
-    _total: int = 0
     _utilisation: float = 0.0
 
     def rank(self, turn: Turn, pool: PoolView) -> Ranking:
@@ -67,30 +60,15 @@ class Door:
         self._utilisation = pool.utilisation
         return self.policy.rank(turn, pool)
 
-    def arrivals(self) -> Iterator[Request]:
-        """The first chats."""
-        return self.chats.arrivals()
-
-    def following(self, request: Request, ended: float) -> Request | None:
-        """The next turn; a chat that has ended makes room."""
-        assert isinstance(request, ChatRequest)
-        turn = self.chats.following(request, ended)
-        if turn is None or turn.turn == 0:
-            self._total -= self._live.pop(request.chat)
-        return turn
-
     def refuse_s(self, request: Request, now: float) -> float:
         """Seconds until it may ask again, if there is no room."""
-        assert isinstance(request, ChatRequest)
-        before = self._live.get(request.chat, 0)
-        is_full = self._total + request.tokens > self.tokens
-        if not before and is_full and self._utilisation >= self.busy:
-            return RETRY_S
-        if not before:
-            self.waited_s += now - request.at
-        tokens = request.tokens + request.output
-        self._live[request.chat] = tokens
-        self._total += tokens - before
+        keys, tokens = request.keys, request.tokens
+        if self.least is not None:
+            busy = max(self._utilisation, self.least)
+            if not self.admission.admits(keys, tokens, INSTANCES * CAPACITY, busy, now):
+                return RETRY_S
+            self.admission.placed(keys, tokens, now)
+        self.waited_s += now - request.at
         return 0.0
 
 
@@ -110,10 +88,10 @@ def run(quick: bool, _: Path | None) -> Result:
             turns=12.0,
             agents=count,
         )
-        for name, (tokens, busy) in DOORS.items():
-            door = Door(chats.traffic(SEED), ALL["priced"](), tokens, busy)
+        for name, least in DOORS.items():
+            door = Door(ALL["priced"](), least)
             setting = Setting(INSTANCES, CAPACITY, door=door.refuse_s)
-            outcome = replay(door, door, setting)
+            outcome = replay(chats.traffic(SEED), door, setting)
             summary = outcome.summary()
             first_tokens = np.frombuffer(outcome.at) + np.frombuffer(outcome.ttft)
             counted = (first_tokens > seconds / 3) & (first_tokens < seconds)
