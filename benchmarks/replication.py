@@ -135,7 +135,7 @@ class Replica:
         if self.log.settled(POOL) < ticket:
             self.pending.add(ticket, instance, keys, committed, "")
         self.written[keys[-KEY_BYTES:]] = now
-        return self.ledger.start(instance, float(TURN_TOKENS), now, RATE)
+        return self.outlook.start(instance, float(TURN_TOKENS), now)
 
     def prepare(self) -> list[bytes]:
         """The chains of all conversations, as long as they will be."""
@@ -155,7 +155,7 @@ class Replica:
             said, conversation = divmod(turn, load.conversations)
             keys = PackedKeys(chains[conversation][: _blocks(said + 1) * KEY_BYTES])
             ticket = self.turn(keys, home_of(conversation, load))
-            loop.call_later(ANSWER_S, self.ledger.end, ticket)
+            loop.call_later(ANSWER_S, self.outlook.ledger.end, ticket)
             done += 1
         return done
 
