@@ -84,6 +84,9 @@ ROBUST = {
     "as it is": Doubt(),
     "facts 0.5 s late": Doubt({"blur": Blur(stale_s=0.5)}),
     "prefill times believed up to 50 % off": Doubt({"blur": Blur(speed_error=0.5)}),
+    "the same, and the engines' counters tell": Doubt(
+        {"blur": Blur(speed_error=0.5, learns_speed=True)}
+    ),
     "30 % of the prompts unknown": Doubt({"blur": Blur(unknown_share=0.3)}),
     "prefill rates 3 times apart, learnt": Doubt(
         {"others": _UNEVEN, "blur": Blur(learns_speed=True)}
