@@ -25,6 +25,21 @@ _MOST_SPARE_S = 60.0
 """Time without prefills that is kept for later ones: they are counted when their answers end."""
 
 
+WARM_UP = 10
+"""First requests of an engine that are left out: it compiles and allocates for them."""
+
+CERTAIN = 30
+"""Further requests before what was learnt of an engine is believed."""
+
+FRESH_S = 30.0
+"""So long it is believed without news. One that is thought slow gets no requests, and without them
+nobody would ever learn that it is not: after a while it is given some again."""
+
+SAME = 1.4
+"""Up to this ratio an engine is as fast as the mean. An idle pool would otherwise send all to the
+one of two that is a little faster, and fill its cache alone."""
+
+
 class Speed(NamedTuple):
     """rate: uncached tokens a second. overhead_s: what a prefill takes beside its tokens."""
 
@@ -43,7 +58,7 @@ class _Fit:
     Windows are weighed by their work, which does not depend on the speed: of an engine that has
     become slower, what was fast before does not outweigh what is seen now.
 
-    spare_s: of the time up to `at`, what no prefill has been counted for.
+    spare_s: of the time up to `at`, what no prefill has been counted for. count: of its requests.
     """
 
     requests_requests: float = 0.0
@@ -53,6 +68,7 @@ class _Fit:
     tokens_seconds: float = 0.0
     at: float | None = None
     spare_s: float = 0.0
+    count: float = 0.0
 
     def possible(self, seconds: float, now: float) -> float:
         """So much of what was counted as can have been since it was looked at before."""
@@ -91,8 +107,9 @@ class Rates:
     """What a prefill takes at each instance of a pool: `seconds = overhead + tokens / rate`.
 
     An engine that counts prefill seconds, prefilled requests and computed tokens tells both, window
-    by window (least squares that forgets; MEMORY_S). Where it counts nothing, an instance
-    is taken to be like the mean of those that do, and without any like the prior.
+    by window (least squares that forgets; MEMORY_S). Where it counts nothing, or not enough, not
+    lately, or not much else than the others (WARM_UP, CERTAIN, FRESH_S, SAME), an instance is taken
+    to be like the mean of those that do, and without any like the prior.
 
     What an engine counts as prefill seconds runs from a request's first step to its first token, so
     requests that are prefilled in one batch count the same time twice, and decoding beside them
@@ -104,13 +121,14 @@ class Rates:
         self._prior = prior
         self._fits: dict[InstanceId, _Fit] = {}
         self._speeds: dict[InstanceId, Speed] = {}
+        self._at = 0.0
         self.mean = prior
 
     def assume(self, prior: Speed) -> None:
         """Take another prior. O(instances)."""
         if prior != self._prior:
             self._prior = prior
-            self._speeds = {name: fit.speed(prior) for name, fit in self._fits.items()}
+            self._speeds = {name: self._fits[name].speed(prior) for name in self._speeds}
             self._note_mean()
 
     def observe(
@@ -130,22 +148,30 @@ class Rates:
         fit = self._fits.get(instance) or _Fit()
         if now is not None:
             seconds = fit.possible(seconds, now)
+            self._at = max(self._at, now)
         if seconds * _SLOWEST <= tokens + requests <= seconds * _FASTEST:
-            fit.add(seconds, requests, tokens)
             self._fits[instance] = fit
-            self._speeds[instance] = fit.speed(self._prior)
-            self._note_mean()
+            fit.count += requests
+            if fit.count > WARM_UP:
+                fit.add(seconds, requests, tokens)
+            if fit.count > WARM_UP + CERTAIN:
+                self._speeds[instance] = fit.speed(self._prior)
+                self._note_mean()
 
     def of(self, instance: InstanceId) -> Speed:
         """What is known of the instance."""
-        return self._speeds.get(instance, self.mean)
+        speed = self._speeds.get(instance)
+        if speed is None or 1 / SAME < speed.rate / self.mean.rate < SAME:
+            return self.mean
+        at = self._fits[instance].at
+        return speed if at is None or self._at - at <= FRESH_S else self.mean
 
     def keep(self, instances: Iterable[InstanceId]) -> None:
         """Forget all others: one that comes back may be another machine."""
         there = frozenset(instances)
         if not self._fits.keys() <= there:
             self._fits = {name: fit for name, fit in self._fits.items() if name in there}
-            self._speeds = {name: self._speeds[name] for name in self._fits}
+            self._speeds = {name: one for name, one in self._speeds.items() if name in there}
             self._note_mean()
 
     def _note_mean(self) -> None:

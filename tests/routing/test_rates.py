@@ -115,3 +115,37 @@ def test_a_prefill_that_is_counted_only_when_its_answer_ends_may_be_as_long_as_i
         for tokens in (6_000, 8_000):
             rates.observe(A, true.seconds(tokens), 1, tokens, now=tick * 20.0 + tokens / 1e5)
     assert rates.of(A).rate == pytest.approx(2_000, rel=0.1)
+
+
+def speeds(rates: Rates, now: float = 0.0, **rate: float) -> None:
+    """Let the engines of these names be heard of at these rates, often enough to be believed."""
+    for _ in range(60):
+        for name, each in rate.items():
+            for tokens in (500, 4_000):
+                seconds = Speed(each).seconds(tokens)
+                now += seconds
+                rates.observe(InstanceId(name), seconds, 1, tokens, now)
+
+
+def test_the_first_requests_of_an_engine_say_nothing_of_its_speed() -> None:
+    """It compiles: a second and more each, and is then as fast as the other."""
+    rates = Rates(PRIOR)
+    for _ in range(8):
+        rates.observe(A, 5.0, 1, 1_000)
+    assert rates.of(A) == PRIOR
+    speeds(rates, a=10_000.0, b=10_000.0)
+    assert rates.of(A).rate == pytest.approx(10_000, rel=0.05)
+
+
+def test_an_engine_that_is_thought_slow_is_tried_again_after_a_while() -> None:
+    rates = Rates(PRIOR)
+    speeds(rates, a=20_000.0, b=2_000.0)
+    assert rates.of(B).rate < rates.of(A).rate / 5
+    speeds(rates, now=1_000.0, a=20_000.0)
+    assert rates.of(B) == rates.mean
+
+
+def test_engines_that_are_nearly_alike_count_as_alike() -> None:
+    rates = Rates(PRIOR)
+    speeds(rates, a=10_000.0, b=12_000.0)
+    assert rates.of(A) == rates.of(B) == rates.mean
