@@ -104,6 +104,15 @@ def test_a_process_that_ignores_sigterm_is_killed(start: Start) -> None:
         deaf.check()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works, also where the tests are a job in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_process_starts_waits_until_it_is_known(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
