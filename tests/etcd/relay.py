@@ -18,6 +18,8 @@ class Relay:
         self._server: asyncio.Server | None = None
         self._port = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
 
     @property
     def endpoint(self) -> str:
@@ -37,6 +39,14 @@ class Relay:
         await self._server.wait_closed()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def stall(self) -> None:
+        """Keep all connections, and pass nothing."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        """Pass again, also what came meanwhile."""
+        self._flowing.set()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, port = self.member.split(":")
         there, back = await asyncio.open_connection(host, int(port))
@@ -50,6 +60,7 @@ class Relay:
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await source.read(CHUNK):
+                await self._flowing.wait()
                 sink.write(data)
                 await sink.drain()
         sink.close()

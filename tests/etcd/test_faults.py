@@ -1,5 +1,6 @@
 """What goes wrong with etcd, and that replicas are the same again afterwards."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -74,6 +75,48 @@ async def test_a_member_that_is_frozen_is_left_for_another(three: Cluster) -> No
             await turns.more()
             three.members[0].resume()
         await all_came_back(*replicas)
+
+
+async def test_a_watch_that_fell_silent_is_begun_anew(
+    etcd: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sooner than a call on the same connection takes too long: nobody else has closed that."""
+    monkeypatch.setattr("extproc.log.etcd.client.SIGN_S", 0.2)
+    async with (
+        relay(etcd.endpoints[0]) as wire,
+        replica(etcd) as other,
+        replica(etcd, endpoints=(wire.endpoint,)) as one,
+    ):
+        async with Turns(other) as turns:
+            await turns.more()
+            wire.stall()
+            await until(lambda: one.number("homing_log_failures_total", reason="unreachable"))
+            await turns.more()
+            wire.flow()
+        await all_came_back(one, other)
+
+
+async def test_a_replica_that_was_frozen_itself_goes_on(
+    etcd: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds that much time has passed since it heard of etcd, which is etcd's fault no more than
+    that its lease is over."""
+    monkeypatch.setattr("extproc.log.etcd.client.SIGN_S", 0.05)
+    monkeypatch.setattr("extproc.log.etcd.session.LEASE_S", 2)
+    monkeypatch.setattr("extproc.log.etcd.session.BEAT_S", 0.5)
+    async with replica(etcd) as one, replica(etcd) as other:
+        await until(lambda: one.number("homing_log_leader"))
+        one.append(Joined(A, 16), held(A, "xyz"))
+        await all_came_back(one, other)
+        lease = one.log._session._lease  # type: ignore[union-attr]
+        time.sleep(4)  # noqa: ASYNC251 - the whole process stands still
+        one.append(held(A, "xyzuv"))
+        await all_came_back(one, other)
+        await until(lambda: one.log._session._lease not in (0, lease))  # type: ignore[union-attr]
+        await until(lambda: one.number("homing_log_leader") + other.number("homing_log_leader"))
+        await until(lambda: one.number("homing_log_replicas") == 2)
+        await until(lambda: other.number("homing_log_replicas") == 2)
+        assert all(not task.done() for each in (one, other) for task in each.log._tasks)
 
 
 async def test_a_replica_that_history_has_left_behind_reads_the_snapshot(etcd: Cluster) -> None:

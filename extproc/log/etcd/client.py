@@ -33,8 +33,12 @@ T = TypeVar("T")
 CALL_TIMEOUT_S = 2.0
 """Of one call; a member that is frozen is left after it."""
 
-SILENCE_S = 5.0
-"""A watch is asked for a sign of life at half of it, and given up after it."""
+SIGN_S = 2.5
+"""How often a watch is asked for a sign of life."""
+
+UNANSWERED = 2
+"""So many times it is asked in vain before it is given up. Not a time: a process that was frozen
+finds that much of it has passed, and nothing wrong."""
 
 QUIET_S = 5.0
 """What did not go wrong for so long is over."""
@@ -101,12 +105,15 @@ class Connection:
         # A member that lost its cluster's leader would go on, and send nothing.
         metadata = [("hasleader", "true"), *([("token", self._token)] if self._token else [])]
         stream = self._watch.Watch(metadata=metadata)
-        heard = monotonic()
+        unanswered = 0
 
         async def ask() -> None:
-            while monotonic() - heard < SILENCE_S:
-                await asyncio.sleep(SILENCE_S / 2)
+            nonlocal unanswered
+            await asyncio.sleep(SIGN_S)
+            while unanswered < UNANSWERED:
                 await stream.write(WatchRequest(progress_request={}))
+                unanswered += 1
+                await asyncio.sleep(SIGN_S)
             stream.cancel()
 
         asking: asyncio.Task[None] | None = None
@@ -121,7 +128,7 @@ class Connection:
             await stream.write(WatchRequest(create_request=create))
             asking = asyncio.ensure_future(ask())
             while (response := await stream.read()) is not grpc.aio.EOF:
-                heard = monotonic()
+                unanswered = 0
                 if response.compact_revision:
                     raise Away("compacted", "the log's next record is no longer in etcd's history")
                 if response.canceled:
@@ -167,16 +174,12 @@ class Client:
             yield connection
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if task is None or task.cancelling() or not connection.closed:
+            if task is None or task.cancelling():
                 raise
-            # Somebody else closed the channel under us, which gRPC says this way.
-            raise Away("unreachable", "the connection was closed") from None
+            # Nobody cancelled us: our call or its channel was ended, which gRPC says this way.
+            raise self._lost(connection, Away("unreachable", "the call was ended")) from None
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError, Away) as error:
-            away = explain(error)
-            if away.reason in ("unreachable", "denied"):
-                self._drop(connection)
-            self._warn(away, connection.endpoint)
-            raise away from error
+            raise self._lost(connection, explain(error)) from error
 
     async def close(self) -> None:
         """End the connection."""
@@ -213,6 +216,13 @@ class Client:
             task = asyncio.ensure_future(connection.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    def _lost(self, connection: Connection, away: Away) -> Away:
+        """Something failed on the connection: the next use may be elsewhere."""
+        if away.reason in ("unreachable", "denied"):
+            self._drop(connection)
+        self._warn(away, connection.endpoint)
+        return away
 
     def _warn(self, away: Away, endpoint: str) -> None:
         """Say what is wrong, once for each reason until it has not been seen for a while."""
