@@ -19,6 +19,10 @@ class Stages:
         """Record what a `with` block takes under `name`, also when it raises."""
         return Stage(self.spans, name)
 
+    def ended(self, name: str, start: int) -> None:
+        """Record one that began at `start` and ends now."""
+        self.spans.append((name, start, time_ns()))
+
 
 class Stage:
     """One stage while it runs. A class: a generator would cost three times as much."""

@@ -360,6 +360,13 @@ class Shed(Section):
     `priority` gives it less weight, so much sooner."""
 
 
+class FlowControl(Section):
+    """Requests wait at Homing, the shortest prefill first, while every instance is busy."""
+
+    max_wait_s: Annotated[float, Field(gt=0, le=9)] = 2
+    """No request waits here for longer; the proxy must wait for so long and half a second more."""
+
+
 class Pool(Section):
     """Instances that serve the same models."""
 
@@ -405,6 +412,13 @@ class Pool(Section):
     policy: Literal["priced"] = "priced"
     """How an instance is chosen: `priced` weighs what is cached against what waits, and what others
     then wait for (docs/policy.md)."""
+
+    flow_control: Annotated[
+        Annotated[Literal["off"], Tag("word")] | Annotated[FlowControl, Tag("section")],
+        Discriminator(_word_or_section),
+    ] = FlowControl()
+    """Which requests wait at Homing instead of at a busy engine (docs/routing.md): where the proxy
+    says that it waits, and engines tell how long prefills take. `off`: none."""
 
     session_header: HeaderName | None = None
     """Request header that names the conversation. It counts only where a prompt's tokens are

@@ -6,6 +6,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     BackoffStrategy,
     GrpcService,
     GrpcServiceEnvoyGrpc,
+    HeaderValue,
     RetryPolicy,
     RetryPolicyRetryHostPredicate,
 )
@@ -24,6 +25,7 @@ from extproc.config import EnvoyOptions
 from extproc.envoy.names import PICKERS_CLUSTER
 from extproc.stream.headers import (
     METADATA_NAMESPACE,
+    PATIENCE,
     POOL_NAMESPACE,
     RESPONSE_FLAGS,
     ROUTE_METADATA,
@@ -46,6 +48,7 @@ def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> Externa
     in FULL_DUPLEX_STREAMED once a body chunk was sent (envoy/README.md has the table).
     """
     message_timeout = timedelta(milliseconds=options.message_timeout_ms)
+    most_message_time = max(message_timeout, _MOST_MESSAGE_TIME)
     return ExternalProcessor(
         grpc_service=GrpcService(
             envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=PICKERS_CLUSTER),
@@ -62,6 +65,10 @@ def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> Externa
                     )
                 ],
             ),
+            # Says that it waits, so that requests may wait for their turn at the picker.
+            initial_metadata=[
+                HeaderValue(key=PATIENCE, value=f"{most_message_time.total_seconds():g}")
+            ],
         ),
         failure_mode_allow=True,
         processing_mode=_processing_mode(options, changes_answers),
@@ -70,7 +77,7 @@ def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> Externa
         # Which engine really answered, and which could not be reached; told in no other way.
         response_attributes=[UPSTREAM_ADDRESS, UPSTREAM_ATTEMPTS, RESPONSE_FLAGS],
         message_timeout=message_timeout,
-        max_message_timeout=max(message_timeout, _MOST_MESSAGE_TIME),
+        max_message_timeout=most_message_time,
         # Homing asks for an answer's body where it wants to watch it.
         allow_mode_override=True,
         metadata_options=MetadataOptions(

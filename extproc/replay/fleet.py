@@ -2,15 +2,16 @@
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from extproc.engines.conditions import LATE_S
 from extproc.index import Held
 from extproc.replay.engine import Engine
-from extproc.replay.router import Placement, Router
+from extproc.replay.router import Choice, Placement, Router
 from extproc.replay.traffic import Request
-from extproc.routing import Assigned, Load
+from extproc.routing import Assigned, FlowControl, Load, must_wait
 from extproc.terms import InstanceId
 
 SCRAPE_S = 0.2
@@ -47,10 +48,18 @@ class _News:
 
 
 class Fleet:
-    """Replicas of a router, in front of the same engines."""
+    """Replicas of a router, in front of the same engines.
 
-    def __init__(self, routers: Sequence[Router], blur: Blur, seed: int = 0) -> None:
+    max_wait_s: for which requests wait at a router at most while every engine is busy.
+    """
+
+    def __init__(
+        self, routers: Sequence[Router], blur: Blur, max_wait_s: float = 0.0, seed: int = 0
+    ) -> None:
         self._routers = routers
+        self._lines: list[FlowControl[tuple[Request, bool]]] = [
+            FlowControl(max_wait_s, one.outlook.planned) for one in routers if max_wait_s
+        ]
         self._blur = blur
         self._chance = random.Random(seed)  # noqa: S311
         self._turn = 0
@@ -64,15 +73,40 @@ class Fleet:
             router.on_fact = self._spread
             self._mislead(router)
 
-    def place(self, request: Request, now: float, up: Sequence[int]) -> Placement:
-        """Choose an engine, by the replica whose turn it is."""
+    def place(self, request: Request, now: float, up: Sequence[int]) -> Placement | None:
+        """Choose an engine, by the replica whose turn it is; None: it waits until it is `due`."""
         self._catch_up(now)
-        router = self._routers[self._turn % len(self._routers)]
+        number = self._turn % len(self._routers)
+        router = self._routers[number]
         self._turn += 1
         is_known = self._chance.random() >= self._blur.unknown_share
-        placement = router.place(request, now, up, is_known)
+        choice = router.choose(request, now, up, is_known)
+        if self._lines and (self._lines[number] or must_wait(choice.ranking)):
+            self._lines[number].join((request, is_known), choice.ranking, now)
+            return None
+        return self._placed(router, choice, now)
+
+    def _placed(self, router: Router, choice: Choice, now: float) -> Placement:
+        placement = router.place(choice, now)
         self._of[id(placement)] = router
         return placement
+
+    @property
+    def wakes_at(self) -> float:
+        """When to ask again for what is `due`, if nothing happens before."""
+        return min((line.wakes_at for line in self._lines), default=inf)
+
+    def due(self, now: float, up: Sequence[int]) -> Iterator[Placement]:
+        """Requests that have waited and go now."""
+        for router, line in zip(self._routers, self._lines, strict=False):
+            if line:
+
+                def choose(waiting: tuple[Request, bool], router: Router = router) -> Choice:
+                    return router.choose(waiting[0], now, up, waiting[1])
+
+                self._catch_up(now)
+                for _, choice in line.due(now, choose):
+                    yield self._placed(router, choice, now)
 
     def prefilled(self, placement: Placement, now: float, is_seen: bool) -> None:
         """Its prefill ended."""

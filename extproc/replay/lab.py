@@ -42,7 +42,8 @@ class Setting:
     changes: instances that go and come, at least one is always there; not of a pooled cache.
     others: engines that differ from `engine`, by instance. blur: how the routers' knowledge is off;
     what an engine that differs takes is told to nobody. door: for how many seconds a request is
-    refused, after which it is sent again; its TTFT counts from when it was sent first.
+    refused, after which it is sent again; its TTFT counts from when it was sent first. max_wait_s:
+    for which a request waits at the router at most while every engine is busy.
     """
 
     instances: int = 8
@@ -55,6 +56,7 @@ class Setting:
     others: Mapping[int, EngineModel] = field(default_factory=dict)
     blur: Blur = field(default_factory=Blur)
     door: Callable[[Request, float], float] = open_door
+    max_wait_s: float = 0.0
 
 
 def replay(
@@ -85,6 +87,7 @@ def replay(
             for _ in range(setting.blur.replicas)
         ],
         setting.blur,
+        setting.max_wait_s,
     )
     placements: dict[int, Placement] = {}
     outcome = Outcome(setting.instances)
@@ -139,20 +142,41 @@ def replay(
         router.left(number)
         set_alarm(number)
 
+    def send(placement: Placement, now: float) -> None:
+        number = placement.engine
+        job = Job(placement.request, now)
+        placements[id(job)] = placement
+        outcome.placed(number, now)
+        advance(number, now)
+        engines[number].submit(job)
+        set_alarm(number)
+
+    def send_due(now: float) -> None:
+        for placement in router.due(now, up):
+            send(placement, now)
+
     expect_next(next(arrivals, None))
     known = upcoming[0][2] if upcoming else None
-    while upcoming or alarms:
-        if changes and changes[0].at <= min(
-            alarms[0][0] if alarms else inf, upcoming[0][0] if upcoming else inf
-        ):
+    while True:
+        wakes = router.wakes_at
+        alarm = alarms[0][0] if alarms else inf
+        arrival = upcoming[0][0] if upcoming else inf
+        soonest = min(wakes, alarm, arrival)
+        if changes and changes[0].at <= soonest < inf:
             each = changes.popleft()
             change(each.instance, each.is_up, each.at)
             continue
-        if alarms and (not upcoming or alarms[0][0] <= upcoming[0][0]):
+        if soonest == inf:
+            break
+        if alarm == soonest:
             now, number = heapq.heappop(alarms)
             if now == due[number]:
                 advance(number, now)
                 set_alarm(number)
+                send_due(now)
+            continue
+        if wakes == soonest:
+            send_due(wakes)
             continue
         now, _, request = heapq.heappop(upcoming)
         if request is known:
@@ -164,13 +188,9 @@ def replay(
             continue
         router.look(engines, now)
         placement = router.place(request, now, up)
-        number = placement.engine
-        job = Job(request, now)
-        placements[id(job)] = placement
-        outcome.placed(number, now)
-        advance(number, now)
-        engines[number].submit(job)
-        set_alarm(number)
+        if placement is not None:
+            send(placement, now)
+        send_due(now)
         progress(outcome.requests)
     outcome.finish([engine.busy_s for engine in engines])
     return outcome

@@ -11,6 +11,7 @@ from extproc.routing import (
     Load,
     Outlook,
     Policy,
+    Ranking,
     Score,
     Speed,
     Ticket,
@@ -53,6 +54,17 @@ class LabView(InstanceView):
     def cache_use(self) -> float:
         """Share of the cache that requests in flight use, at most 1."""
         return min(self.active_tokens / self.capacity_tokens, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen for a request, and from what. depths: blocks that each cache holds."""
+
+    request: Request
+    is_known: bool
+    depths: Mapping[InstanceId, Depths]
+    prefix: BlockKey | None
+    ranking: Ranking
 
 
 @dataclass(slots=True, eq=False)
@@ -107,17 +119,17 @@ class Router:
             self.index.apply(Joined(name, block_size))
             self.index.apply(Capacity(name, Tier.GPU, room))
 
-    def place(
+    def choose(
         self,
         request: Request,
         now: float,
         up: Sequence[int] | None = None,
         is_known: bool = True,
-    ) -> Placement:
-        """Choose an engine and expect the prompt there.
+    ) -> Choice:
+        """Rank the engines for it.
 
         up: the engines that may be chosen. is_known: whether the prompt's blocks are; else nothing
-        is looked up, and nothing expected.
+        is looked up, and nothing will be expected.
         """
         depths = self.index.match(request.keys) if is_known else {}
         self._turns += 1
@@ -129,17 +141,23 @@ class Router:
             keys=request.keys,
         )
         eligible = range(len(self.names)) if up is None else up
-        best = self._rank(turn, eligible, depths, now)
+        prefix, ranking = self._rank(turn, eligible, depths, now)
+        return Choice(request, is_known, depths, prefix, ranking)
+
+    def place(self, choice: Choice, now: float) -> Placement:
+        """Send the request to the best engine, and expect its prompt there."""
+        request, best = choice.request, choice.ranking.best
+        self.outlook.crowds.placed(choice.prefix, choice.ranking, now)
         uncached = float(request.tokens - best.cached_tokens)
         ticket = self.outlook.start(best.instance, uncached, now)
         number = self._number[best.instance]
         self._active[number] += request.tokens
         self._queued[number] += 1
         self._queued_tokens[number] += request.tokens
-        depth = depths.get(self._caches[number])
-        if is_known:
+        depth = choice.depths.get(self._caches[number])
+        if choice.is_known:
             self.expect(number, request.keys, now, depth.gpu if depth else 0)
-        return Placement(request, number, best, ticket, is_known)
+        return Placement(request, number, best, ticket, choice.is_known)
 
     def expect(self, engine: int, keys: PackedKeys, now: float, depth: int = 0) -> None:
         """The engine is taken to hold the chain. depth: blocks that the index knows already."""
@@ -189,7 +207,7 @@ class Router:
         eligible: Sequence[int],
         depths: Mapping[InstanceId, Depths],
         now: float,
-    ) -> Score:
+    ) -> tuple[BlockKey | None, Ranking]:
         most = ((turn.tokens or 1) - 1) // self._block
         candidates = []
         for number in eligible:
@@ -210,9 +228,7 @@ class Router:
         shown = [
             self._shown(view, number) for view, number in zip(pool.instances, eligible, strict=True)
         ]
-        ranking = self.policy.rank(turn, replace(pool, instances=shown))
-        self.outlook.crowds.placed(prefix, ranking, now)
-        return ranking.best
+        return prefix, self.policy.rank(turn, replace(pool, instances=shown))
 
     def _shown(self, view: InstanceView, number: int) -> LabView:
         return LabView(

@@ -2,6 +2,7 @@
 
 from extproc.routing.admission import RETRY_S, Admission
 from extproc.routing.crowds import Crowds, last_of
+from extproc.routing.flow_control import Choice, FlowControl, Waiting, must_wait
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
 from extproc.routing.outlook import Arrivals, Assigned, Candidate, Outlook
 from extproc.routing.policy import POLICIES, Policy
@@ -16,7 +17,9 @@ __all__ = [
     "Arrivals",
     "Assigned",
     "Candidate",
+    "Choice",
     "Crowds",
+    "FlowControl",
     "InstanceView",
     "Load",
     "LoadLedger",
@@ -31,5 +34,7 @@ __all__ = [
     "Ticket",
     "Turn",
     "Utilisation",
+    "Waiting",
     "last_of",
+    "must_wait",
 ]

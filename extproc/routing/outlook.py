@@ -72,6 +72,8 @@ class Outlook:
         self.utilisation = Utilisation(now)
         self.arrivals = Arrivals(now)
         self.crowds = Crowds()
+        self.planned: dict[InstanceId, float] = {}
+        """Seconds of prefill that are to be sent to an instance before what is chosen for now."""
         self.assigned = Assigned(0, 0.0)
         """By this replica since it began."""
         self._assigned_by: dict[str, Assigned] = {}
@@ -128,13 +130,17 @@ class Outlook:
         loads: of each of them, in their order. instances: of the whole pool. prefix: the last block
         of the longest cached prefix.
         """
-        rates = self.rates
+        rates, planned = self.rates, self.planned
         views = [
             InstanceView(
                 instance=one.instance,
                 endpoint=one.endpoint,
                 cached_tokens=one.cached_tokens,
-                waiting_tokens=load.waiting,
+                waiting_tokens=(
+                    load.waiting + planned.get(one.instance, 0.0) * speed.rate
+                    if planned
+                    else load.waiting
+                ),
                 in_flight=load.in_flight,
                 prefill_rate=speed.rate,
                 reload_tokens=one.reload_tokens,

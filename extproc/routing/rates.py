@@ -158,6 +158,11 @@ class Rates:
                 self._speeds[instance] = fit.speed(self._prior)
                 self._note_mean()
 
+    @property
+    def are_learnt(self) -> bool:
+        """Whether any engine has told enough to be believed."""
+        return bool(self._speeds)
+
     def of(self, instance: InstanceId) -> Speed:
         """What is known of the instance."""
         speed = self._speeds.get(instance)

@@ -164,6 +164,7 @@ class App:
             outlook = Outlook(Speed(listed.prefill_rate), monotonic())
             pool = Pool(listed, log, index, digests, outlook, Pending(bounds))
             self._known[name] = pool
+            self.metrics.waiting.labels(name).set_function(lambda: len(pool.line or ()))
             share = SharedLoad(outlook, pool.members, partial(log.reads, name))
             log.share(name, share)
         pool.configure(listed)

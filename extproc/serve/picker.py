@@ -9,43 +9,48 @@ beside the line: an alias is replaced before it, and the list of models needs no
 import itertools
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time_ns
+from typing import TypeAlias
 
 from extproc.errors import BadRequest, NoEndpoint, PreviousResponse, Saturated, Unroutable
 from extproc.index import Depths
-from extproc.routing import Ranking, Turn, last_of
+from extproc.routing import Ranking
 from extproc.serve import reasons
-from extproc.serve.conformance import chosen
+from extproc.serve.choice import Asked, Choice, choose
 from extproc.serve.encoder import Encoded, Encoder
 from extproc.serve.listing import asks_for_models, list_models
 from extproc.serve.placed import Placed
-from extproc.serve.pool import NOTHING, Cached, Pool
+from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
 from extproc.serve.rename import Renamed, Renamer
 from extproc.serve.report_mode import ReportModes
 from extproc.serve.responses import PATH, Answerer, Responses
-from extproc.serve.subset import eligible
-from extproc.serve.wishes import admit, session_of, shed, wait_weight
+from extproc.serve.wishes import admit, shed
 from extproc.stages import Stages
 from extproc.stream import Pick, Refusal, Reply, Request
 from extproc.stream.headers import SCORES
 from extproc.telemetry import LogOnce, Metrics, Tracer
-from extproc.terms import BlockKey, Endpoint, InstanceId
+from extproc.terms import Endpoint
 
 logger = logging.getLogger("homing.picker")
-
-BYTES_PER_TOKEN = 4
-"""A guess for the load of a prompt whose tokens are unknown; never used for a price."""
-
 
 EXPECTED_REASONS = frozenset(
     ("other_path", "no_body", "previous_response", "previous_response_unknown")
 )
 """Nothing is wrong with such a request: counted, not logged."""
+
+
+Patience: TypeAlias = Callable[[float], Awaitable[bool]]
+"""Whether the proxy waits for so many seconds for a pick. It is told to."""
+
+
+async def no_patience(_: float) -> bool:
+    """Of a proxy that says nothing of it."""
+    return False
 
 
 class Picker:
@@ -83,11 +88,12 @@ class Picker:
         self._turns = itertools.count()
 
     async def pick(
-        self, request: Request, beyond: str | None = None
+        self, request: Request, beyond: str | None = None, patience: Patience = no_patience
     ) -> tuple[Pick, Placed] | Refusal | Reply | None:
         """Endpoints for the request, best first, and what must be told how it went on.
 
-        beyond: a limit that the request is beyond: it is routed by load, for this reason.
+        beyond: a limit that the request is beyond: it is routed by load, for this reason. patience:
+        is asked before it waits for its turn.
 
         None where nothing but the proxy itself can place it any more.
         """
@@ -105,14 +111,14 @@ class Picker:
             self._fault("rewrite", fault)
         if renamed is not None:
             rewritten = renamed.request
-        outcome = await self._route(rewritten or request, beyond)
+        outcome = await self._route(rewritten or request, beyond, patience)
         if rewritten is None or not isinstance(outcome, tuple):
             return outcome
         pick, placed = outcome
         return renamed.finish(pick) if renamed else replace(pick, body=rewritten.body), placed
 
     async def _route(
-        self, request: Request, beyond: str | None
+        self, request: Request, beyond: str | None, patience: Patience
     ) -> tuple[Pick, Placed] | Refusal | None:
         stages = Stages()
         encoded: Encoded | None = None
@@ -136,12 +142,14 @@ class Picker:
         try:
             try:
                 pool = encoded.pool if encoded else await self._pool_by_load(request, answerer)
-                return self._place(request, pool, encoded, reason, stages, answerer)
+                asked = self._asked(request, pool, encoded, reason, answerer)
+                return await self._placed(asked, stages, patience)
             except Exception as fault:
                 if isinstance(fault, (NoEndpoint, Saturated)) or encoded is None:
                     raise
                 reason = self._fault("match", fault)
-                return self._place(request, encoded.pool, None, reason, stages)
+                asked = self._asked(request, encoded.pool, None, reason)
+                return self._place(asked, choose(asked, stages, monotonic()), stages)
         except NoEndpoint as none:
             return self._refuse(Refusal(none.status, none.code, str(none), reason=none.code))
         except Saturated as full:
@@ -177,47 +185,48 @@ class Picker:
         self._metrics.refusals.labels(refusal.code).inc()
         return refusal
 
-    def _place(
+    def _asked(
         self,
         request: Request,
         pool: Pool,
         encoded: Encoded | None,
         reason: str,
-        stages: Stages,
         answerer: Answerer | None = None,
+    ) -> Asked:
+        number = next(self._turns)
+        return Asked(request, pool, encoded, reason, answerer, number, self._conformance)
+
+    async def _placed(
+        self, asked: Asked, stages: Stages, patience: Patience
     ) -> tuple[Pick, Placed]:
-        now = monotonic()
-        candidates = pool.usable(eligible(pool.instances, request.subset), now)
-        if self._conformance:
-            candidates = chosen(candidates, request.headers)
-        if answerer:
-            candidates = [c for c in candidates if c.id == answerer.instance] or candidates
-        with stages.stage("match"):
-            chains = encoded.chains if encoded else ()
-            known = [pool.index.match(chain.keys) for chain in chains]
-            depths = [
-                pool.deepen(chain.keys, found) for chain, found in zip(chains, known, strict=True)
-            ]
-            cached = _cached_tokens(encoded, depths) if encoded else {}
-        with stages.stage("choose"):
-            session = session_of(pool.config, request.headers)
-            tokens = encoded.tokens if encoded else None
-            guess = len(request.body or b"") // BYTES_PER_TOKEN
-            if encoded is None and session and (home := pool.sessions.home(session)):
-                # It is taken to be cached where the turn before was.
-                tokens, cached = guess, {home: Cached(guess, 0)}
-            prefix = _longest(encoded, cached) if encoded else None
-            view = pool.view(candidates, cached, now, prefix)
-            weight = wait_weight(pool.config, request.headers)
-            ranking = pool.policy.rank(Turn(tokens, next(self._turns), weight), view)
+        """Placed at once, or when it is its turn where it has to wait and may."""
+        line = asked.pool.line
+        choice = choose(asked, stages, monotonic())
+        if line is None or not line.holds(choice) or not await patience(line.max_wait_s):
+            return self._place(asked, choice, stages)
+        began = time_ns()
+
+        def again() -> Choice:
+            return choose(asked, Stages(), monotonic())
+
+        def place(last: Choice) -> tuple[Pick, Placed]:
+            stages.ended("wait", began)
+            return self._place(asked, last, stages)
+
+        return await line.wait(choice, again, place, lambda outcome: outcome[1].ended())
+
+    def _place(self, asked: Asked, choice: Choice, stages: Stages) -> tuple[Pick, Placed]:
+        request, pool, encoded, reason = asked.request, asked.pool, asked.encoded, asked.reason
+        now, ranking, tokens = monotonic(), choice.ranking, asked.tokens
         best = ranking.best
+        chains = encoded.chains if encoded else ()
         shed(pool.config, best)
         if pool.admission is not None and encoded:
-            admit(pool.admission, chains, pool.capacity_tokens, view.utilisation, now)
-        pool.outlook.crowds.placed(prefix, ranking, now)
-        if session:
-            pool.sessions.went(session, best.instance)
-        uncached = float(guess if tokens is None else tokens - best.cached_tokens)
+            admit(pool.admission, chains, pool.capacity_tokens, choice.view.utilisation, now)
+        pool.outlook.crowds.placed(choice.prefix, ranking, now)
+        if choice.session:
+            pool.sessions.went(choice.session, best.instance)
+        uncached = float(choice.guess if tokens is None else tokens - best.cached_tokens)
         order = _order(ranking, self._fallbacks)
         placed = Placed(
             pool,
@@ -230,7 +239,7 @@ class Picker:
             self._metrics,
             encoded.tenant if encoded else "",
         )
-        placed.start([found.get(best.instance, Depths(0, 0)) for found in known], now)
+        placed.start([found.get(best.instance, Depths(0, 0)) for found in choice.known], now)
         self._count(pool, encoded, ranking, reason, stages)
         watching = self._watching and request.path.partition("?")[0] == PATH
         if watching:
@@ -243,9 +252,7 @@ class Picker:
             },
             metadata={SCORES: reasons.scores(ranking)} if self._scores else {},
             answer_headers=(
-                reasons.answer_headers(encoded.tokens if encoded else None, ranking, reason)
-                if self._explain
-                else {}
+                reasons.answer_headers(tokens, ranking, reason) if self._explain else {}
             ),
             watch_answer=watching,
         ), placed
@@ -281,34 +288,6 @@ class Picker:
             stages,
             {"homing.pool": pool.name, **reasons.attributes(tokens, ranking, reason)},
         )
-
-
-def _cached_tokens(
-    encoded: Encoded, depths: Sequence[dict[InstanceId, Depths]]
-) -> dict[InstanceId, Cached]:
-    """Tokens of the prompt that each instance holds in any tier; absent: none.
-
-    An engine always computes the last token, so a prompt of whole blocks hits one block less
-    (vLLM 0.32, `get_computed_blocks`).
-    """
-    size = encoded.pool.config.block_size
-    cached: dict[InstanceId, Cached] = {}
-    for chain, depth in zip(encoded.chains, depths, strict=True):
-        most = (chain.tokens - 1) // size
-        for instance, held in depth.items():
-            tokens, slow = cached.get(instance, NOTHING)
-            deepest = min(held.any, most)
-            on_gpu = min(held.gpu, deepest)
-            cached[instance] = Cached(tokens + deepest * size, slow + (deepest - on_gpu) * size)
-    return cached
-
-
-def _longest(encoded: Encoded, cached: dict[InstanceId, Cached]) -> BlockKey | None:
-    """The last block of the longest cached prefix; None without one, or of several prompts."""
-    if len(encoded.chains) != 1:
-        return None
-    tokens = max((held.tokens for held in cached.values()), default=0)
-    return last_of(encoded.chains[0].keys, tokens // encoded.pool.config.block_size)
 
 
 def _order(ranking: Ranking, most: int) -> tuple[Endpoint, ...]:

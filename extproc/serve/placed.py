@@ -85,6 +85,8 @@ class Placed:
         """The stream is over: the answer ended, or the client or the proxy went away."""
         if self._ticket is not None:
             self.pool.load.end(self._ticket)
+            if self.pool.line is not None:
+                self.pool.line.poke()
         if (events := self.pool.config.events) is not None:
             due = monotonic() + events.expire_s
             for held in self._asserted:

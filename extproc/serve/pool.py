@@ -26,6 +26,7 @@ from extproc.routing import (
 )
 from extproc.serve.digests import Digests
 from extproc.serve.expectations import Expectations
+from extproc.serve.line import Line
 from extproc.serve.roster import Roster
 from extproc.serve.routed import Routed
 from extproc.serve.wishes import Sessions
@@ -59,7 +60,8 @@ class Pool:
         knows it. roster: None until `enrol`. pending: own picks that the index does not have yet.
     expectations: what picks asserted and events may confirm. assured: instances whose events say
         all that they hold. routed: prompts of late, for the others. sessions: where they went last.
-    admission: None where nobody is refused for room. capacity_tokens: of all caches together.
+    admission: None where nobody is refused for room. capacity_tokens: of all caches together. line:
+    who waits here; None where nobody does.
     """
 
     config: configuration.Pool
@@ -82,6 +84,7 @@ class Pool:
     roster: Roster | None = None
     admission: Admission | None = None
     capacity_tokens: int = 0
+    line: Line | None = None
     _shared: bytes | None = None
     _enrolled: int = 0
 
@@ -162,6 +165,11 @@ class Pool:
             self.admission = None
         elif self.admission is None or self.admission.horizon_s != horizon_s:
             self.admission = Admission(horizon_s)
+        flow = listed.flow_control
+        if isinstance(flow, str):
+            self.line = None
+        elif self.line is None or self.line.max_wait_s != flow.max_wait_s:
+            self.line = Line(self.outlook, flow.max_wait_s)
         self.outlook.rates.assume(Speed(listed.prefill_rate))
         if listed.discovery is None:
             scraped = listed.metrics != "off"
@@ -263,6 +271,8 @@ class Pool:
             "models": sorted(self.model_names),
             "models_loaded": sorted(self.models),
             "block_size": self.config.block_size,
+            "speeds_learnt": outlook.rates.are_learnt,
+            "waiting": len(self.line or ()),
             "utilisation": round(outlook.utilisation.at(now, len(names)), 3),
             "instances": [
                 {

@@ -26,10 +26,14 @@ from extproc.stream import (
     Stream,
     StreamSettings,
 )
+from extproc.stream.headers import PATIENCE
 from extproc.telemetry import LogOnce, Metrics
 from proto_gen.ext_proc_pb2 import ProcessingRequest
 
 logger = logging.getLogger("homing.serve")
+
+MARGIN_S = 0.5
+"""For what else a pick takes, of the time that the proxy waits."""
 
 
 class Context(Protocol):
@@ -40,6 +44,9 @@ class Context(Protocol):
 
     async def write(self, message: bytes) -> None:
         """Send one message, in order."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """What the proxy sent with the stream's opening."""
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         """End the stream with an error."""
@@ -266,7 +273,8 @@ class _Session:
                     self.cut = command
 
     async def _ask(self, request: Request) -> Sequence[Command]:
-        outcome = await self._picker.pick(request, self._processor.beyond(request))
+        beyond = self._processor.beyond(request)
+        outcome = await self._picker.pick(request, beyond, self._may_wait)
         if outcome is None:
             commands = self._stream.pass_on()
         elif isinstance(outcome, Refusal):
@@ -278,6 +286,25 @@ class _Session:
             commands = self._stream.picked(pick)
         self._note_held()
         return commands
+
+    async def _may_wait(self, seconds: float) -> bool:
+        """Have the proxy wait for a pick; False where it has not said that it can."""
+        patience_s = _patience_s(self._context)
+        if seconds + MARGIN_S > patience_s:
+            return False
+        await self._run(self._stream.more_time(patience_s))
+        return True
+
+
+def _patience_s(context: Context) -> float:
+    """How far the proxy lets a message's time-out be stretched, as its filter announces."""
+    for name, value in context.invocation_metadata():
+        if name == PATIENCE:
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 0.0
 
 
 def _this_task() -> "asyncio.Task[None]":

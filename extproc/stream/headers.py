@@ -50,6 +50,10 @@ CONFORMANCE_SELECTION: Final = "test-epp-endpoint-selection"
 CONFORMANCE_SERVED: Final = "x-conformance-test-served-endpoint"
 """Response header by which a conformance suite learns who answered."""
 
+PATIENCE: Final = "x-homing-patience"
+"""Initial metadata of the gRPC stream: how many seconds the proxy lets a message's time-out be
+stretched to (its `max_message_timeout`). Without it nothing waits here."""
+
 OWN_PREFIX: Final = "x-homing-"
 """Begins every header of our own."""
 

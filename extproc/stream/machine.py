@@ -23,6 +23,7 @@ from extproc.stream.messages import (
     PARTS,
     Part,
     build_headers,
+    build_more_time,
     build_picked,
     build_refused,
     build_replaced,
@@ -343,6 +344,13 @@ class Stream:
         self._pick = pick if pick.body is None else replace(pick, body=None)
         self._watching = pick.watch_answer
         return self._release(pick)
+
+    def more_time(self, seconds: float) -> list[Command]:
+        """While an `Ask` is open: the proxy is to wait for so long from now. Once a message."""
+        waits = self._request.state in (State.ASKING, State.ENDED)
+        return (
+            [Send(build_more_time(seconds))] if waits and self._request.wire not in DUPLEX else []
+        )
 
     def refused(self, refusal: Refusal) -> list[Command]:
         """Answers `Ask`: the client gets an error instead, unless an answer is under way to it."""

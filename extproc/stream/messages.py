@@ -315,6 +315,13 @@ def build_headers(
     return response.SerializeToString()
 
 
+def build_more_time(seconds: float) -> bytes:
+    """A message that only has the proxy wait longer for the next."""
+    response = ProcessingResponse()
+    response.override_message_timeout.FromMilliseconds(round(seconds * 1000))
+    return response.SerializeToString()
+
+
 def build_replaced(part: Part, data: bytes, announced: bool = False) -> bytes:
     """The answer to a chunk that puts other data in its place.
 

@@ -85,6 +85,12 @@ class Metrics:
             "Bytes of request bodies that are kept from the engines now.",
             registry=registry,
         )
+        self.waiting = Gauge(
+            "homing_waiting_requests",
+            "Requests that wait here for their turn because every instance is busy.",
+            ["pool"],
+            registry=registry,
+        )
         self.hold_seconds = Histogram(
             "homing_hold_seconds",
             "Time that a request waited for Homing, from its first part that was held to its "

@@ -1,6 +1,8 @@
 """What the lab's routers do not know, or know late."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from heapq import merge
 
 import numpy as np
 import pytest
@@ -27,7 +29,8 @@ def request(at: float, conversation: int = 1) -> Request:
     return Request(at, conversation, 0, keys, 10 * BLOCK, 5, keys)
 
 
-def cached(placement: Placement) -> int:
+def cached(placement: Placement | None) -> int:
+    assert placement is not None
     return placement.score.cached_tokens
 
 
@@ -99,3 +102,32 @@ def test_a_queue_at_an_engine_that_is_slower_than_believed_is_seen() -> None:
     one.look([engine], 50.0)
     assert router.outlook.loads([router.names[0]], 50.0)[0].waiting == 0
     assert router.beyond[0] == 3 * 1_000 - 1_000  # but for a second's worth
+
+
+def test_requests_that_wait_at_the_router_are_placed_shortest_first_and_all_of_them() -> None:
+    """Prefills of two sizes on one engine: the short ones wait less, none is lost."""
+    traffic = SharedPrefix(40, 40, 0, 2_000, 100, rate=6.0, requests=600, seed=3)
+    mixed = SharedPrefix(40, 40, 0, 200, 100, rate=6.0, requests=600, seed=4)
+    at_once, waiting = (
+        replay(_Both(traffic, mixed), PricedTTFT(), Setting(1, 100_000, max_wait_s=most)).summary()
+        for most in (0.0, 5.0)
+    )
+    assert waiting.requests == at_once.requests == 1_200
+    assert waiting.ttft_p50 < 0.9 * at_once.ttft_p50
+    assert waiting.ttft_mean < 0.95 * at_once.ttft_mean
+    assert waiting.utilisation == pytest.approx(at_once.utilisation, rel=0.02)
+
+
+class _Both:
+    """Two open loops at once."""
+
+    block_size = SharedPrefix.block_size
+
+    def __init__(self, one: SharedPrefix, other: SharedPrefix) -> None:
+        self._both = one, other
+
+    def arrivals(self) -> Iterator[Request]:
+        return merge(*(each.arrivals() for each in self._both), key=lambda request: request.at)
+
+    def following(self, request: Request, ended: float) -> Request | None:
+        return None
