@@ -13,6 +13,10 @@ is the product's mean TTFT over that of the best published policy there, `way` t
 from that one to one cache for all (`pooled`). `geomean` is over the workloads. No clock is in it:
 the same seeds give the same figures everywhere.
 
+The product is played as it is by default, with flow control (requests wait at it for at most two
+seconds while every engine is busy); `priced, all at once` is without, and `llm-d-sticky, waiting`
+shows what it gives the best of the others.
+
 `--robust`: the product's policy, the least tokens and the best of `RIVALS` for each of the ways to
 know less, or to have other engines, that are listed in `ROBUST`, on A (or E without traces).
 
@@ -30,6 +34,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from extproc.config import FlowControl
 from extproc.replay.baselines import BASELINES, REFERENCES
 from extproc.replay.engine import EngineModel
 from extproc.replay.fleet import Blur
@@ -39,7 +44,16 @@ from extproc.replay.traffic import Traffic
 from extproc.routing import POLICIES, Policy
 
 OURS = "priced"
-POLICY: dict[str, Callable[[], Policy]] = {**POLICIES, **BASELINES, **REFERENCES}
+AT_ONCE, RIVAL_WAITS = "priced, all at once", "llm-d-sticky, waiting"
+POLICY: dict[str, Callable[[], Policy]] = {
+    **POLICIES,
+    AT_ONCE: POLICIES[OURS],
+    **BASELINES,
+    RIVAL_WAITS: BASELINES["llm-d-sticky"],
+    **REFERENCES,
+}
+WAITING = (OURS, RIVAL_WAITS)
+MAX_WAIT_S = FlowControl().max_wait_s
 FIRST_SEED = 200
 """Parameters were chosen with seeds below it."""
 
@@ -132,7 +146,11 @@ class Figures:
 def play(run: Run) -> Figures:
     """In a process of its own."""
     traffic, setting = _made(run)
-    setting = replace(setting, is_pooled=run.policy == "pooled")
+    setting = replace(
+        setting,
+        is_pooled=run.policy == "pooled",
+        max_wait_s=MAX_WAIT_S if run.policy in WAITING else 0.0,
+    )
     summary = replay(traffic, POLICY[run.policy](), setting).summary()
     return Figures(summary.ttft_mean, summary.ttft_p90, summary.hit)
 
@@ -181,6 +199,7 @@ def compared(names: Sequence[str], found: dict[tuple[str, str], list[Figures]]) 
         best_p90 = min(published, key=lambda policy: published[policy].p90)
         ours, pooled = policies[OURS], policies["pooled"]
         gap = published[best].mean - pooled.mean
+        ours_p90 = [one.p90 for one in found[name, OURS]]
         spread = [one.mean for one in found[name, OURS]]
         report[name] = {
             "policies": {
@@ -193,6 +212,7 @@ def compared(names: Sequence[str], found: dict[tuple[str, str], list[Figures]]) 
             "ratio_p90": ours.p90 / published[best_p90].p90,
             "way": (published[best].mean - ours.mean) / gap if gap > 0 else None,
             "spread": stdev(spread) if len(spread) > 1 else 0.0,
+            "spread_p90": stdev(ours_p90) if len(ours_p90) > 1 else 0.0,
         }
     return report
 
@@ -205,7 +225,7 @@ def table(report: dict[str, Any]) -> str:
         text = [f"{c['ttft_mean']:.3f} / {c['ttft_p90']:.3f} {c['hit']:.3f}" for c in cells]
         lines.append(f"{policy:24}" + "".join(f"{cell:>24}" for cell in text))
     lines.append(f"{'best published':24}" + "".join(f"{report[n]['best']:>24}" for n in names))
-    for key in ("ratio", "ratio_p90", "way", "spread"):
+    for key in ("ratio", "ratio_p90", "way", "spread", "spread_p90"):
         values = [report[name][key] for name in names]
         lines.append(
             f"{key:24}" + "".join(f"{'–' if v is None else f'{v:.3f}':>24}" for v in values)
@@ -246,7 +266,7 @@ def main() -> None:
     names = (
         [*ROBUST, CROWD, SHORT] if options.robust else [n for n in workloads if n not in missing]
     )
-    policies = [OURS, *RIVALS] if options.robust else list(POLICY)
+    policies = [OURS, AT_ONCE, *RIVALS] if options.robust else list(POLICY)
     runs = [
         Run(name, policy, seed, options.traces, options.quick)
         for name in names
