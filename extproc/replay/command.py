@@ -49,6 +49,9 @@ class Options:
     rate: Annotated[float, _Positive] = 14.0
     """Conversations a second that begin (traces without times)."""
 
+    max_wait_s: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 2.0
+    """How long requests wait at the product's own router while every engine is busy; 0: never."""
+
     seeds: Annotated[int, _Positive] = 1
     """Runs, with seeds from 1; the mean is shown."""
 
@@ -144,6 +147,7 @@ def _setting(options: Options, policy: str) -> Setting:
         options.capacity_tokens,
         EngineModel(prefill_rate=options.prefill_rate),
         is_pooled=policy == "pooled",
+        max_wait_s=options.max_wait_s if policy in POLICIES else 0.0,
     )
 
 
