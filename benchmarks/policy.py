@@ -38,7 +38,7 @@ from extproc.config import FlowControl
 from extproc.replay.baselines import BASELINES, REFERENCES
 from extproc.replay.engine import EngineModel
 from extproc.replay.fleet import Blur
-from extproc.replay.formats import Mooncake, SharedPrefix, Turns
+from extproc.replay.formats import Mooncake, SharedPrefix, Turns, lengths
 from extproc.replay.lab import Setting, replay
 from extproc.replay.traffic import Traffic
 from extproc.routing import POLICIES, Policy
@@ -75,7 +75,7 @@ WORKLOADS = {
     "A": Workload(lambda file, seed: Mooncake(file, 3.0, seed), Setting(8), CONVERSATIONS),
     "A2": Workload(lambda file, seed: Mooncake(file, 3.6, seed), Setting(8), CONVERSATIONS),
     "A3": Workload(lambda file, seed: Mooncake(file, 7.0, seed), Setting(16), CONVERSATIONS),
-    "D": Workload(lambda file, seed: Turns(file, seed=seed), MANY, LENGTHS),
+    "D": Workload(lambda file, seed: Turns(lengths(file), seed=seed), MANY, LENGTHS),
     "E": Workload(lambda _, seed: SharedPrefix(seed=seed), MANY),
 }
 QUICK = {"E": Workload(lambda _, seed: SharedPrefix(requests=300, seed=seed), MANY)}

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -13,18 +13,35 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from extproc.errors import ConfigError
+from extproc.prompt import ServedModel
 from extproc.replay.baselines import BASELINES, REFERENCES
 from extproc.replay.curves import Curves, curves
 from extproc.replay.engine import EngineModel
-from extproc.replay.formats import Mooncake, Turns, format_of
+from extproc.replay.formats import (
+    ChatLog,
+    Format,
+    Mooncake,
+    SharedPrefix,
+    Turns,
+    format_of,
+    lengths,
+    sharegpt_lengths,
+)
 from extproc.replay.lab import Setting, replay
 from extproc.replay.outcome import Summary
 from extproc.replay.traffic import Traffic
 from extproc.routing import POLICIES, Policy
+from extproc.terms import TOKEN_BYTES
 
 NAMES: dict[str, Callable[[], Policy]] = {**POLICIES, **BASELINES, **REFERENCES}
 
 _Positive = Parameter(validator=validators.Number(gt=0))
+_NotNegative = Parameter(validator=validators.Number(gte=0))
+_SHARED_PREFIX = "shared-prefix"
+_DEMO_TOKENIZER = Path(__file__).parents[1] / "demo" / "tokenizer"
+_WIDTH = 140
+"""Of the table where stdout is no terminal."""
+
 _EVERY = 500
 """Requests between two looks of the progress line."""
 
@@ -46,10 +63,41 @@ class Options:
     speed: Annotated[float, _Positive] = 1.0
     """How much faster than recorded the requests come (traces with times)."""
 
-    rate: Annotated[float, _Positive] = 14.0
-    """Conversations a second that begin (traces without times)."""
+    rate: Annotated[float | None, _Positive] = None
+    """What comes a second where no trace says: conversations, 14 if not given, or questions, 40."""
 
-    max_wait_s: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 2.0
+    think_s: Annotated[float, _Positive] = 30.0
+    """Mean time from an answer to the next turn (lengths of turns)."""
+
+    turns: Annotated[int, _Positive] = 20
+    """Most turns of a conversation (lengths of turns)."""
+
+    context: Annotated[int, _Positive] = 32_768
+    """Most tokens of one (lengths of turns)."""
+
+    tokenizer: Path = _DEMO_TOKENIZER
+    """Folder with the model's tokenizer.json and template, for traces with texts; the demo's if not
+    given."""
+
+    groups: Annotated[int, _Positive] = 150
+    """`shared-prefix`: system prompts."""
+
+    questions: Annotated[int, _Positive] = 5
+    """`shared-prefix`: different questions after each."""
+
+    prefix: Annotated[int, _NotNegative] = 6_000
+    """`shared-prefix`: tokens of a system prompt."""
+
+    question: Annotated[int, _Positive] = 1_200
+    """`shared-prefix`: tokens of a question."""
+
+    output: Annotated[int, _Positive] = 1_000
+    """`shared-prefix`: tokens of an answer."""
+
+    requests: Annotated[int, _Positive] = 6_000
+    """`shared-prefix`: how many."""
+
+    max_wait_s: Annotated[float, _NotNegative] = 2.0
     """How long requests wait at the product's own router while every engine is busy; 0: never."""
 
     seeds: Annotated[int, _Positive] = 1
@@ -66,14 +114,14 @@ def run_replay(
 ) -> None:
     """Replay a trace in virtual time and compare routing policies (docs/replay.md).
 
-    Drives the product's own index and policies. A trace is a file of JSON lines, gzip or not:
-    Mooncake's (`timestamp`, `input_length`, `output_length`, `hash_ids`), or a list of
-    [user tokens, answer tokens] a conversation.
+    Drives the product's own index and policies. A trace is a file of JSON lines, gzip or not: a log
+    of requests (`timestamp`, `messages`), Mooncake's (`timestamp`, `input_length`, `output_length`,
+    `hash_ids`), or lengths of turns; or else the word `shared-prefix`, for a generator.
 
     Parameters
     ----------
     trace
-        The file.
+        The file, or `shared-prefix`.
     policy
         A policy's name, given once for each; all if not given.
     json_output
@@ -84,7 +132,7 @@ def run_replay(
     unknown = [name for name in policy if name not in NAMES]
     if unknown:
         raise ConfigError(f"no policy is called {unknown[0]}; there are: {', '.join(NAMES)}")
-    known = format_of(trace)
+    made = _traffic(trace, options)
     page = _page_maker() if html else None
     rows = {}
     drawn: dict[str, Curves] = {}
@@ -103,8 +151,8 @@ def run_replay(
                     progress.update(task, completed=requests)  # type: ignore[arg-type]
 
             runs = []
-            for traffic in _traffic(known, trace, options):
-                outcome = replay(traffic, NAMES[name](), _setting(options, name), look)
+            for seed in range(1, options.seeds + 1):
+                outcome = replay(made(seed), NAMES[name](), _setting(options, name), look)
                 runs.append(outcome.summary())
                 if page and name not in drawn:
                     drawn[name] = curves(outcome)
@@ -117,7 +165,7 @@ def run_replay(
         json.dump([{"policy": name, **asdict(row)} for name, row in rows.items()], sys.stdout)
         print()
     else:
-        Console().print(_table(rows))
+        Console(width=None if sys.stdout.isatty() else _WIDTH).print(_table(rows))
 
 
 def _page_maker() -> Callable[..., str]:
@@ -151,20 +199,38 @@ def _setting(options: Options, policy: str) -> Setting:
     )
 
 
-def _traffic(
-    known: type[Mooncake] | type[Turns], trace: Path, options: Options
-) -> Iterator[Traffic]:
-    for seed in range(1, options.seeds + 1):
-        if known is Mooncake:
-            yield Mooncake(trace, options.speed, seed)
-        else:
-            yield Turns(trace, options.rate, seed=seed)
+def _traffic(trace: Path, options: Options) -> Callable[[int], Traffic]:
+    """Seed → the traffic. Raises ConfigError where the file is nothing known."""
+    if str(trace) == _SHARED_PREFIX and not trace.exists():
+        return lambda seed: SharedPrefix(
+            options.groups,
+            options.questions,
+            options.prefix,
+            options.question,
+            options.output,
+            options.rate or 40.0,
+            options.requests,
+            seed,
+        )
+    match format_of(trace):
+        case Format.MOONCAKE:
+            return lambda seed: Mooncake(trace, options.speed, seed)
+        case Format.CHAT_LOG:
+            model = ServedModel.load("", options.tokenizer)
+            return lambda _: ChatLog(trace, model, options.speed)
+        case Format.LENGTHS:
+            listed = lengths(trace)
+        case Format.SHAREGPT:
+            tokenize = ServedModel.load("", options.tokenizer).tokenize
+            listed = sharegpt_lengths(trace, lambda text: len(tokenize(text)) // TOKEN_BYTES)
+    rate, think_s = options.rate or 14.0, options.think_s
+    return lambda seed: Turns(listed, rate, think_s, options.turns, options.context, seed)
 
 
 def _table(rows: dict[str, Summary]) -> Table:
     table = Table(title="TTFT in seconds")
     table.add_column("policy", no_wrap=True)
-    for column in ("hit", "mean", "p50", "p90", "p99", "≤ 2 s", "≤ 5 s", "uneven"):
+    for column in ("hit", "mean", "p50", "p90", "p99", "≤ 2 s", "≤ 5 s", "uneven", "busy", "picks/s"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in sorted(rows.items(), key=lambda entry: entry[1].ttft_mean):
         times = (row.ttft_mean, row.ttft_p50, row.ttft_p90, row.ttft_p99)
@@ -175,5 +241,7 @@ def _table(rows: dict[str, Summary]) -> Table:
             f"{row.within_2s:.1%}",
             f"{row.within_5s:.1%}",
             f"{row.imbalance:.2f}",
+            f"{row.utilisation:.0%}",
+            f"{row.decisions_per_s:,.0f}",
         )
     return table

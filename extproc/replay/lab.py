@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
+from time import perf_counter
 
 from extproc.replay.engine import Engine, EngineModel, Job
 from extproc.replay.fleet import Blur, Fleet
@@ -187,7 +188,9 @@ def replay(
             expect(now + refused_s, request)
             continue
         router.look(engines, now)
+        began = perf_counter()
         placement = router.place(request, now, up)
+        outcome.deciding_s += perf_counter() - began
         if placement is not None:
             send(placement, now)
         send_due(now)

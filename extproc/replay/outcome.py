@@ -13,7 +13,8 @@ class Summary:
     """A replay in numbers: seconds, and ratios of 0 to 1.
 
     hit: cached tokens of all prompt tokens. imbalance: the busiest engine's prefill time over the
-    mean. utilisation: share of the time in which engines prefilled. over: mean of predicted minus
+    mean. decisions_per_s: picks a second of this machine's time in the router, its index included.
+    utilisation: share of the time in which engines prefilled. over: mean of predicted minus
     real cached tokens over prompt tokens.
     """
 
@@ -28,6 +29,7 @@ class Summary:
     imbalance: float
     utilisation: float
     predicted_over: float
+    decisions_per_s: float
 
 
 class Outcome:
@@ -46,6 +48,7 @@ class Outcome:
         self.prompt = array("I")
         self.cached = array("I")
         self.conversation = array("q")
+        self.deciding_s = 0.0
         self.picks = array("l", [0]) * engines
         self._predicted = 0
         self._end = 0.0
@@ -93,4 +96,5 @@ class Outcome:
             imbalance=max(self._busy) / mean_busy if mean_busy else 1.0,
             utilisation=mean_busy / self._end if self._end else 0.0,
             predicted_over=(self._predicted - cached) / prompt,
+            decisions_per_s=self.requests / self.deciding_s if self.deciding_s else 0.0,
         )

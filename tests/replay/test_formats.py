@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from extproc.errors import ConfigError
-from extproc.replay.formats import Mooncake, SharedPrefix, Turns, format_of
+from extproc.replay.formats import Format, Mooncake, SharedPrefix, Turns, format_of, lengths
 from extproc.replay.traffic import Request, packed
 from extproc.terms import KEY_BYTES
 from tests.replay.ids import ids
@@ -63,7 +63,7 @@ def test_mooncake_tells_conversations_by_the_blocks_that_they_repeat(tmp_path: P
 def test_a_conversation_goes_on_after_its_answer_with_all_that_was_said(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("[[100, 50], [30, 20]]\n")
-    turns = Turns(path, seed=3)
+    turns = Turns(lengths(path), seed=3)
     (first,) = turns.arrivals()
     assert (first.tokens, first.output, first.turn) == (100, 50, 0)
     second = turns.following(first, ended=10.0)
@@ -77,7 +77,7 @@ def test_a_conversation_goes_on_after_its_answer_with_all_that_was_said(tmp_path
 def test_a_conversation_ends_at_its_context(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("[[100, 50], [30, 20]]\n")
-    turns = Turns(path, context=190)
+    turns = Turns(lengths(path), context=190)
     (first,) = turns.arrivals()
     assert turns.following(first, ended=1.0) is None
 
@@ -91,22 +91,22 @@ def test_questions_of_a_group_share_its_prefix_and_no_more() -> None:
 
 
 def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
-    assert format_of(mooncake(tmp_path / "t.jsonl.gz", (0, 5, [0]))) is Mooncake
+    assert format_of(mooncake(tmp_path / "t.jsonl.gz", (0, 5, [0]))) is Format.MOONCAKE
     (tmp_path / "u.jsonl").write_text("\n[[1,2]]\n")
-    assert format_of(tmp_path / "u.jsonl") is Turns
+    assert format_of(tmp_path / "u.jsonl") is Format.LENGTHS
 
 
 @pytest.mark.parametrize("text", ["", "hello\n", '{"timestamp": 1}\n'])
 def test_a_file_that_is_no_trace_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.jsonl").write_text(text)
-    with pytest.raises(ConfigError, match=r"x\.jsonl: neither"):
+    with pytest.raises(ConfigError, match=r"x\.jsonl: (is (empty|no trace)|line 1: )"):
         format_of(tmp_path / "x.jsonl")
 
 
 def test_a_line_that_is_wrong_is_named_by_its_number(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("[[1, 2]]\n[[1]]\n")
     with pytest.raises(ConfigError, match=r"x\.jsonl: line 2: "):
-        list(Turns(tmp_path / "x.jsonl").arrivals())
+        lengths(tmp_path / "x.jsonl")
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", every_policy())
 def test_every_turn_of_every_conversation_is_answered(name: str, trace: Path) -> None:
-    outcome = replay(Turns(trace, rate=5.0, seed=1), every_policy()[name], SMALL)
+    outcome = replay(Turns(lengths(trace), rate=5.0, seed=1), every_policy()[name], SMALL)
     summary = outcome.summary()
     assert summary.requests == len(outcome.ttft) == 180
     assert sum(outcome.picks) == 180
@@ -50,7 +50,7 @@ def test_round_robin_gives_every_engine_the_same_number() -> None:
 
 
 def test_turns_of_a_session_stay_together_by_its_hash(trace: Path) -> None:
-    outcome = replay(Turns(trace, rate=5.0, seed=1), BASELINES["session-hash"](), SMALL)
+    outcome = replay(Turns(lengths(trace), rate=5.0, seed=1), BASELINES["session-hash"](), SMALL)
     # First turns miss; later ones find all whole blocks of what was said before.
     assert outcome.summary().hit > 0.5
     assert all(count % 3 == 0 for count in outcome.picks)
@@ -65,7 +65,7 @@ def test_the_priced_policy_finds_shared_prefixes_and_round_robin_does_not() -> N
 
 def test_what_the_router_believes_of_an_engine_is_what_the_engine_has(trace: Path) -> None:
     """The index folds the same requests as the engines' caches, in nearly the same order."""
-    summary = replay(Turns(trace, rate=5.0, seed=1), POLICIES["priced"](), SMALL).summary()
+    summary = replay(Turns(lengths(trace), rate=5.0, seed=1), POLICIES["priced"](), SMALL).summary()
     assert summary.predicted_over == 0
 
 

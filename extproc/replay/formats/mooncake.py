@@ -4,21 +4,27 @@ import random
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
+from extproc.errors import ConfigError
+from extproc.replay.formats.conversations import Conversations
 from extproc.replay.formats.lines import decoded
 from extproc.replay.traffic import Request, packed
 
 _BUCKET_MS = 3000
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Line(msgspec.Struct):
-    timestamp: int
-    input_length: int
-    output_length: int
-    hash_ids: list[int]
+    timestamp: _Count
+    input_length: Annotated[int, msgspec.Meta(ge=1)]
+    output_length: _Count
+    hash_ids: list[_Count]
 
 
 class Mooncake:
@@ -40,26 +46,17 @@ class Mooncake:
     def arrivals(self) -> Iterator[Request]:
         """By time; one line is held at a time, and one bucket."""
         chance = random.Random(self._seed)  # noqa: S311 - reproducible, not secret
-        conversations: dict[int, tuple[int, int]] = {}
-        count = 0
+        conversations = Conversations()
         for start, group, end in self._buckets():
             times = sorted(chance.uniform(start, end) for _ in group)
             for time, line in zip(times, group, strict=True):
                 ids = np.array(line.hash_ids[: line.input_length // self.block_size], "<u8")
                 keys = packed(ids)
-                home = next(
-                    (conversations[i] for i in reversed(line.hash_ids[1:]) if i in conversations),
-                    None,
-                )
-                if home is None:
-                    count += 1
-                    home = (count, -1)
-                turn = home[1] + 1
-                for each in line.hash_ids[1:]:
-                    conversations[each] = (home[0], turn)
+                # All prompts of the published traces share the first block.
+                conversation, turn = conversations.of(line.hash_ids[1:], line.hash_ids[1:])
                 yield Request(
                     time / 1000 / self._speed,
-                    home[0],
+                    conversation,
                     turn,
                     keys,
                     line.input_length,
@@ -75,10 +72,24 @@ class Mooncake:
         """(start, its lines, end) of every bucket, ms. The last is as long as the one before."""
         before: tuple[int, list[_Line]] | None = None
         width = _BUCKET_MS
-        for start, group in groupby(decoded(self._path, _Line), key=lambda line: line.timestamp):
+        for start, group in groupby(self._lines(), key=lambda line: line.timestamp):
             if before is not None:
                 width = start - before[0]
                 yield before[0], before[1], min(start, before[0] + _BUCKET_MS)
             before = start, list(group)
         if before is not None:
             yield before[0], before[1], before[0] + min(width, _BUCKET_MS)
+
+    def _lines(self) -> Iterator[_Line]:
+        """Raises ConfigError where time goes back, or blocks are missing."""
+        at = 0
+        for number, line in enumerate(decoded(self._path, _Line), 1):
+            if line.timestamp < at:
+                raise ConfigError(f"{self._path}: line {number}: timestamp: is before the last one")
+            if len(line.hash_ids) < line.input_length // self.block_size:
+                raise ConfigError(
+                    f"{self._path}: line {number}: hash_ids: are {len(line.hash_ids)},"
+                    f" too few for input_length {line.input_length}"
+                )
+            at = line.timestamp
+            yield line

@@ -1,9 +1,11 @@
 """Conversations as lengths of turns, played in a closed loop with think times."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
+import msgspec
 import numpy as np
 
 from extproc.replay.formats.lines import decoded
@@ -11,26 +13,39 @@ from extproc.replay.traffic import Ids, Request, packed
 from extproc.terms import PackedKeys
 
 
+Lengths: TypeAlias = list[tuple[int, int]]
+"""A conversation: tokens that the user said and tokens of the answer, turn by turn."""
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+def lengths(path: Path) -> list[Lengths]:
+    """Of a file with a JSON line a conversation, `[[user tokens, answer tokens], …]`.
+
+    Raises ConfigError that names the line.
+    """
+    return list(decoded(path, list[tuple[_Count, _Count]]))
+
+
 class Turns:
-    """ShareGPT-style lengths: one JSON line a conversation, `[[user tokens, answer tokens], …]`.
+    """Conversations of which only lengths are known, each a list of (user tokens, answer tokens).
 
     Conversations start at `rate` a second (Poisson); the next turn comes an exponential think time
-    after the answer. A conversation ends after `most_turns` or at `context` tokens. One pass over
-    the file, in its order shuffled with the seed.
+    after the answer. A conversation ends after `most_turns` or at `context` tokens. In an order that is shuffled with the seed.
     """
 
     block_size = 16
 
     def __init__(
         self,
-        path: Path,
+        listed: Sequence[Lengths],
         rate: float = 14.0,
         think_s: float = 30.0,
         most_turns: int = 20,
         context: int = 32_768,
         seed: int = 0,
     ) -> None:
-        self._path = path
+        self._listed = listed
         self._rate = rate
         self._think_s = think_s
         self._most_turns = most_turns
@@ -40,7 +55,7 @@ class Turns:
 
     def arrivals(self) -> Iterator[Request]:
         """The first turns."""
-        listed = list(decoded(self._path, list[tuple[int, int]]))
+        listed = self._listed
         order = list(range(len(listed)))
         random.Random(self._chance.random()).shuffle(order)  # noqa: S311 - reproducible, not secret
         time = 0.0
