@@ -230,14 +230,15 @@ def _traffic(trace: Path, options: Options) -> Callable[[int], Traffic]:
 def _table(rows: dict[str, Summary]) -> Table:
     table = Table(title="TTFT in seconds")
     table.add_column("policy", no_wrap=True)
-    for column in ("hit", "mean", "p50", "p90", "p99", "≤ 2 s", "≤ 5 s", "uneven", "busy", "picks/s"):
+    times = ("mean", "p50", "p90", "p99", "≤ 2 s", "≤ 5 s")
+    for column in ("hit", *times, "uneven", "busy", "picks/s"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in sorted(rows.items(), key=lambda entry: entry[1].ttft_mean):
-        times = (row.ttft_mean, row.ttft_p50, row.ttft_p90, row.ttft_p99)
+        seconds = (row.ttft_mean, row.ttft_p50, row.ttft_p90, row.ttft_p99)
         table.add_row(
             name,
             f"{row.hit:.1%}",
-            *(f"{seconds:.3f}" for seconds in times),
+            *(f"{time:.3f}" for time in seconds),
             f"{row.within_2s:.1%}",
             f"{row.within_5s:.1%}",
             f"{row.imbalance:.2f}",

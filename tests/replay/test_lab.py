@@ -7,7 +7,7 @@ import pytest
 
 from extproc.cli import main
 from extproc.replay.baselines import BASELINES
-from extproc.replay.formats import SharedPrefix, Turns
+from extproc.replay.formats import SharedPrefix, Turns, lengths
 from extproc.replay.lab import Setting, replay
 from extproc.routing import POLICIES, Policy
 

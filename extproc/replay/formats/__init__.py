@@ -9,8 +9,8 @@ from extproc.errors import ConfigError
 from extproc.replay.formats.chat_log import ChatLog
 from extproc.replay.formats.lines import first_line
 from extproc.replay.formats.mooncake import Mooncake
-from extproc.replay.formats.sharegpt import sharegpt_lengths
 from extproc.replay.formats.shared_prefix import SharedPrefix
+from extproc.replay.formats.sharegpt import sharegpt_lengths
 from extproc.replay.formats.turns import Turns, lengths
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Chat logs: one JSON line a request, as it was sent to the engine, with the time that it came.
 
-    {"timestamp": 1763999000.25, "messages": [{"role": "user", "content": "…"}], "output_tokens": 180}
+    {"timestamp": 1763999000.25, "messages": [{"role": "user", "content": "…"}], "output_tokens": 9}
 
 What else a chat or completions request may have (`tools`, `prompt`, `model`, …) is read as the
 product reads it: rendered, tokenized and hashed by the same code.
@@ -67,7 +67,7 @@ class ChatLog:
                 raise ConfigError(f"{self._path}: line {number}: {error}") from None
             if at < went:
                 raise ConfigError(
-                    f"{self._path}: line {number}: its time is before that of {REORDERED} lines above"
+                    f"{self._path}: line {number}: is earlier than {REORDERED} lines before it"
                 )
             heapq.heappush(waiting, (at, number, request))
             if len(waiting) > REORDERED:

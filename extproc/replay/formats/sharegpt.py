@@ -1,6 +1,6 @@
 """ShareGPT's dump as it is passed on: texts of turns, of which the lengths are played.
 
-    [{"id": "…", "conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}, …]
+    [{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}, …]
 
 One JSON array, or a JSON line a conversation.
 """
@@ -45,7 +45,7 @@ def _conversations(path: Path) -> Iterator[_Conversation]:
 
 
 def _turns(one: _Conversation, count: Callable[[str], int]) -> Lengths:
-    """What is said twice in a row by one side is one turn; what comes before the user is left out."""
+    """What one side says twice in a row is one turn; what comes before the user is left out."""
     turns: Lengths = []
     was_user = False
     for said in one.conversations:

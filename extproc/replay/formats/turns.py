@@ -12,7 +12,6 @@ from extproc.replay.formats.lines import decoded
 from extproc.replay.traffic import Ids, Request, packed
 from extproc.terms import PackedKeys
 
-
 Lengths: TypeAlias = list[tuple[int, int]]
 """A conversation: tokens that the user said and tokens of the answer, turn by turn."""
 
@@ -31,7 +30,8 @@ class Turns:
     """Conversations of which only lengths are known, each a list of (user tokens, answer tokens).
 
     Conversations start at `rate` a second (Poisson); the next turn comes an exponential think time
-    after the answer. A conversation ends after `most_turns` or at `context` tokens. In an order that is shuffled with the seed.
+    after the answer. A conversation ends after `most_turns` or at `context` tokens. They come in an
+    order that is shuffled with the seed.
     """
 
     block_size = 16
