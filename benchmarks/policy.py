@@ -50,7 +50,7 @@ POLICY: dict[str, Callable[[], Policy]] = {
     AT_ONCE: POLICIES[OURS],
     **BASELINES,
     RIVAL_WAITS: BASELINES["llm-d-sticky"],
-    **REFERENCES,
+    "pooled": REFERENCES["pooled"],
 }
 WAITING = (OURS, RIVAL_WAITS)
 MAX_WAIT_S = FlowControl().max_wait_s

@@ -28,7 +28,8 @@ class Chats:
     Chats begin at `rate` a second (Poisson) for `seconds`. weights: the tenants' shares of them.
     prefix: what a tenant's chats have in common. turns: geometric. question: uniform within half of
     its mean; the first is `first`. think_s: exponential, after the answer. by_tenant: what is
-    sticky is the tenant (a hash of its key), not the chat. agents: only so many chats begin by
+    sticky is the tenant (a hash of its key), not the chat. loops: share of chats that are run by a
+    tool loop, which comes back after half a second to a second. agents: only so many chats begin by
     themselves, each of an agent that begins its next one when the last has ended, until `seconds`.
     """
 
@@ -43,6 +44,7 @@ class Chats:
     think_s: float = 20.0
     context: int = 65_536
     by_tenant: bool = False
+    loops: float = 0.0
     agents: int = FOREVER
 
     def traffic(self, seed: int) -> "ChatTraffic":
@@ -72,7 +74,7 @@ class ChatTraffic:
         """The next turn, or the agent's next chat, if there is one."""
         assert isinstance(request, ChatRequest)
         chance = request.chance
-        at = ended + chance.expovariate(1 / self.chats.think_s)
+        at = ended + self._think_s(request.chat, chance)
         tokens = request.tokens + request.output + length(chance, self.chats.question)
         room = tokens + self.chats.answer * 2 <= self.chats.context
         if room and chance.random() >= 1 / self.chats.turns:
@@ -80,6 +82,12 @@ class ChatTraffic:
         del self._ids[request.chat]
         is_next = self.chats.agents < FOREVER and at < self.chats.seconds
         return self._begin(request.chat + self.chats.agents, at) if is_next else None
+
+    def _think_s(self, chat: int, chance: random.Random) -> float:
+        # Which chats are loops must not depend on what else is drawn.
+        if self.chats.loops and random.Random(chat).random() < self.chats.loops:
+            return chance.uniform(0.5, 1.0)
+        return chance.expovariate(1 / self.chats.think_s)
 
     def _begin(self, chat: int, at: float) -> ChatRequest:
         chance = random.Random(self.seed << 24 | chat)

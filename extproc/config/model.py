@@ -360,6 +360,17 @@ class Shed(Section):
     `priority` gives it less weight, so much sooner."""
 
 
+class Hints(Section):
+    """What tells when a conversation comes back."""
+
+    header: HeaderName | None = None
+    """Request header with the seconds from the answer's end to the next turn: `1.5`, taken to be a
+    tenth off at most, or `30;error=0.5`. One that is more than a second off is not used."""
+
+    learn: bool = True
+    """Whether it is learnt, per session of `session_header`, from how regularly its turns came."""
+
+
 class FlowControl(Section):
     """Requests wait at Homing, the shortest prefill first, while every instance is busy."""
 
@@ -423,6 +434,9 @@ class Pool(Section):
     session_header: HeaderName | None = None
     """Request header that names the conversation. It counts only where a prompt's tokens are
     unknown: such a turn goes where the one before went, unless waiting there costs more."""
+
+    hints: Hints | None = None
+    """When conversations come back (docs/routing.md); not used if not given."""
 
     priority: Priority | None = None
     """How urgent requests are, by a header (docs/routing.md); all alike if not given."""

@@ -17,6 +17,8 @@ from extproc.prompt import ServedModel
 from extproc.replay.baselines import BASELINES, REFERENCES
 from extproc.replay.curves import Curves, curves
 from extproc.replay.engine import EngineModel
+from extproc.replay.fleet import Blur
+from extproc.replay.foretold import Foretold
 from extproc.replay.formats import (
     ChatLog,
     Format,
@@ -152,7 +154,10 @@ def run_replay(
 
             runs = []
             for seed in range(1, options.seeds + 1):
-                outcome = replay(made(seed), NAMES[name](), _setting(options, name), look)
+                traffic = made(seed)
+                if name == "oracle":
+                    traffic = Foretold(made(seed), traffic)
+                outcome = replay(traffic, NAMES[name](), _setting(options, name), look)
                 runs.append(outcome.summary())
                 if page and name not in drawn:
                     drawn[name] = curves(outcome)
@@ -195,7 +200,8 @@ def _setting(options: Options, policy: str) -> Setting:
         options.capacity_tokens,
         EngineModel(prefill_rate=options.prefill_rate),
         is_pooled=policy == "pooled",
-        max_wait_s=options.max_wait_s if policy in POLICIES else 0.0,
+        max_wait_s=options.max_wait_s if policy in POLICIES or policy == "oracle" else 0.0,
+        blur=Blur(hints=0.0 if policy == "oracle" else None),
     )
 
 

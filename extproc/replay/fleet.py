@@ -4,14 +4,14 @@ import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import exp, inf
 
 from extproc.engines.conditions import LATE_S
 from extproc.index import Held
 from extproc.replay.engine import Engine
 from extproc.replay.router import Choice, Placement, Router
 from extproc.replay.traffic import Request
-from extproc.routing import Assigned, FlowControl, Load, must_wait
+from extproc.routing import CERTAIN_S, Assigned, FlowControl, Gaps, Load, must_wait
 from extproc.terms import InstanceId
 
 SCRAPE_S = 0.2
@@ -27,7 +27,9 @@ class Blur:
     whose tokens a router cannot find in any cache, nor remember. replicas: routers that take turns.
     late_s: until one of them knows another's facts and load, which it tells as often.
     learns_speed: prefill times are learnt from what the engines count; nothing is told beforehand
-    but the mean of all engines.
+    but the mean of all engines. hints: when an answer ends, it is told when the conversation's next
+    turn comes, off by a factor whose logarithm has this standard deviation; None: nobody tells.
+    learns_returns: it is learnt from how regularly each conversation's turns came before.
     """
 
     stale_s: float = 0.0
@@ -36,6 +38,8 @@ class Blur:
     replicas: int = 1
     late_s: float = 0.0
     learns_speed: bool = False
+    hints: float | None = None
+    learns_returns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Fleet:
         self._blur = blur
         self._chance = random.Random(seed)  # noqa: S311
         self._turn = 0
+        self._gaps = Gaps()
         self._of: dict[int, Router] = {}
         self._facts: deque[tuple[float, Router, Held]] = deque()
         self._news: deque[tuple[float, _News]] = deque()
@@ -79,6 +84,8 @@ class Fleet:
         number = self._turn % len(self._routers)
         router = self._routers[number]
         self._turn += 1
+        if self._blur.learns_returns:
+            self._gaps.came(request.conversation, now)
         is_known = self._chance.random() >= self._blur.unknown_share
         choice = router.choose(request, now, up, is_known)
         if self._lines and (self._lines[number] or must_wait(choice.ranking)):
@@ -115,6 +122,21 @@ class Fleet:
     def ended(self, placement: Placement, now: float) -> None:
         """Its answer ended."""
         self._of.pop(id(placement)).ended(placement, now)
+        if self._blur.learns_returns:
+            after_s = self._gaps.ended(placement.request.conversation, now)
+            if after_s is not None:
+                self._expect(placement, now + after_s, CERTAIN_S)
+
+    def returns(self, placement: Placement, at: float, now: float) -> None:
+        """Somebody tells when the conversation's next turn comes; all routers are told."""
+        if (noise := self._blur.hints) is None or at <= now:
+            return
+        told = (at - now) * exp(self._chance.gauss(0.0, noise)) if noise else at - now
+        self._expect(placement, now + told, noise * told)
+
+    def _expect(self, placement: Placement, at: float, spread_s: float) -> None:
+        for router in self._routers:
+            router.outlook.returns.expect(router.names[placement.engine], at, spread_s)
 
     def lost(self, placement: Placement, is_prefilled: bool) -> None:
         """Its engine went away before it had ended."""

@@ -122,9 +122,13 @@ def replay(
             router.prefilled(placements[id(job)], now, setting.sees_first_token)
             outcome.first_token(job, number, placements[id(job)].score.cached_tokens)
         for job in ended:
-            router.ended(placements.pop(id(job)), now)
+            placement = placements.pop(id(job))
+            router.ended(placement, now)
             outcome.ended(job, number, now)
-            expect_next(traffic.following(job.request, now))
+            following = traffic.following(job.request, now)
+            expect_next(following)
+            if (next_at := following.at if following else job.request.next_at) is not None:
+                router.returns(placement, next_at, now)
 
     def change(number: int, is_up: bool, now: float) -> None:
         if is_up:

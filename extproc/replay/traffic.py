@@ -19,8 +19,8 @@ class Request:
 
     at: when it arrives, seconds. conversation: which turns belong together. keys: the full blocks
     of its prompt. tokens, output: of the prompt and of the answer. answered: the full blocks of
-    prompt and answer together, where the trace knows them, else `keys`. returns_s: seconds from the
-    answer's end to the conversation's next turn, where something tells (a hint); None where not.
+    prompt and answer together, where the trace knows them, else `keys`. next_at: when the
+    conversation's next turn comes, where that is known beforehand (`Foretold`).
     """
 
     at: float
@@ -30,7 +30,7 @@ class Request:
     tokens: int
     output: int
     answered: PackedKeys
-    returns_s: float | None = None
+    next_at: float | None = None
 
 
 class Traffic(Protocol):

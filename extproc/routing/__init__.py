@@ -8,9 +8,12 @@ from extproc.routing.outlook import Arrivals, Assigned, Candidate, Outlook
 from extproc.routing.policy import POLICIES, Policy
 from extproc.routing.priced import PricedTTFT
 from extproc.routing.rates import Rates, Speed
+from extproc.routing.returns import CERTAIN_S, LONGEST_S, Gaps, Returns
 from extproc.routing.views import InstanceView, PoolView, Ranking, Score, Turn
 
 __all__ = [
+    "CERTAIN_S",
+    "LONGEST_S",
     "POLICIES",
     "RETRY_S",
     "Admission",
@@ -20,6 +23,7 @@ __all__ = [
     "Choice",
     "Crowds",
     "FlowControl",
+    "Gaps",
     "InstanceView",
     "Load",
     "LoadLedger",
@@ -29,6 +33,7 @@ __all__ = [
     "PricedTTFT",
     "Ranking",
     "Rates",
+    "Returns",
     "Score",
     "Speed",
     "Ticket",

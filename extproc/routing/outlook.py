@@ -10,6 +10,7 @@ from typing import NamedTuple
 from extproc.routing.crowds import Crowds
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
 from extproc.routing.rates import Rates, Speed
+from extproc.routing.returns import Returns
 from extproc.routing.views import InstanceView, PoolView
 from extproc.terms import BlockKey, Endpoint, InstanceId
 
@@ -72,6 +73,7 @@ class Outlook:
         self.utilisation = Utilisation(now)
         self.arrivals = Arrivals(now)
         self.crowds = Crowds()
+        self.returns = Returns()
         self.planned: dict[InstanceId, float] = {}
         """Seconds of prefill that are to be sent to an instance before what is chosen for now."""
         self.assigned = Assigned(0, 0.0)
@@ -130,7 +132,7 @@ class Outlook:
         loads: of each of them, in their order. instances: of the whole pool. prefix: the last block
         of the longest cached prefix.
         """
-        rates, planned = self.rates, self.planned
+        rates, planned, returns = self.rates, self.planned, self.returns
         views = [
             InstanceView(
                 instance=one.instance,
@@ -145,6 +147,7 @@ class Outlook:
                 prefill_rate=speed.rate,
                 reload_tokens=one.reload_tokens,
                 overhead_s=speed.overhead_s,
+                due=returns.of(one.instance, now) if returns else (),
             )
             for one, load in zip(candidates, loads, strict=True)
             for speed in (rates.of(one.instance),)

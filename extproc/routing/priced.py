@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from extproc.routing.returns import delay_s
 from extproc.routing.views import InstanceView, PoolView, Ranking, Score, Turn
 
 COPY_SHARE = 0.5
@@ -30,6 +31,9 @@ class PricedTTFT:
     by half the seconds that its turns have waited of late: one more holder serves those who come
     later, too (`Crowds`).
 
+    Where it is known when turns come home to an instance, the seconds that this prefill would have
+    them wait are added to its price (`Returns`).
+
     Equal costs: fewest requests in flight, then round the instances with `turn.tiebreak`, so that
     an idle pool is filled evenly. A prompt whose tokens are unknown is placed by wait alone.
     """
@@ -46,14 +50,20 @@ class PricedTTFT:
         def score(view: InstanceView) -> Score:
             uncached = 0.0 if turn.tokens is None else max(turn.tokens - view.cached_tokens, 0)
             uncached += view.reload_tokens
+            wait_s = view.waiting_tokens / view.prefill_rate
+            prefill_s = uncached / view.prefill_rate + view.overhead_s
+            price_s = uncached * price_rate
+            if view.cached_tokens < most_cached:
+                price_s -= COPY_SHARE * pool.waited_s
+            if view.due:
+                price_s += delay_s(view.due, wait_s, wait_s + prefill_s)
             return Score(
                 instance=view.instance,
                 endpoint=view.endpoint,
                 cached_tokens=view.cached_tokens,
-                wait_s=view.waiting_tokens / view.prefill_rate,
-                prefill_s=uncached / view.prefill_rate + view.overhead_s,
-                price_s=uncached * price_rate
-                - (COPY_SHARE * pool.waited_s if view.cached_tokens < most_cached else 0.0),
+                wait_s=wait_s,
+                prefill_s=prefill_s,
+                price_s=price_s,
                 wait_weight=turn.wait_weight,
             )
 

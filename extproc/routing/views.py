@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from extproc.terms import Endpoint, InstanceId
 
@@ -20,6 +21,13 @@ class Turn:
     wait_weight: float = 1.0
 
 
+class Due(NamedTuple):
+    """A turn that will come home. at: seconds. share: of it; the rest comes at other times."""
+
+    at: float
+    share: float
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceView:
     """One instance as it stands for this request.
@@ -31,6 +39,8 @@ class InstanceView:
     reload_tokens: what it costs to read back those of the cached tokens that are on a slower tier,
         in uncached tokens that take as long.
     overhead_s: what a prefill takes there beside its tokens.
+    due: turns to come whose prompts are cached there, as far as is known, in seconds from now;
+        soonest first.
     """
 
     instance: InstanceId
@@ -41,6 +51,7 @@ class InstanceView:
     prefill_rate: float
     reload_tokens: float = 0.0
     overhead_s: float = 0.0
+    due: Sequence[Due] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from extproc.routing import Ranking
 from extproc.serve import reasons
 from extproc.serve.choice import Asked, Choice, choose
 from extproc.serve.encoder import Encoded, Encoder
+from extproc.serve.hints import hint_of
 from extproc.serve.listing import asks_for_models, list_models
 from extproc.serve.placed import Placed
 from extproc.serve.pool import Pool
@@ -238,6 +239,7 @@ class Picker:
             uncached,
             self._metrics,
             encoded.tenant if encoded else "",
+            hint_of(pool, request.headers, choice.session, self._metrics) if chains else None,
         )
         placed.start([found.get(best.instance, Depths(0, 0)) for found in choice.known], now)
         self._count(pool, encoded, ranking, reason, stages)

@@ -7,6 +7,7 @@ from time import monotonic
 from extproc.index import Depths, Dropped, Held, Source, Tier
 from extproc.prompt import Chain
 from extproc.routing import Ticket
+from extproc.serve.hints import Hint
 from extproc.serve.pool import Pool
 from extproc.serve.responses import IdReader, Responses
 from extproc.stream import Answered
@@ -25,7 +26,7 @@ class Placed:
     back.
 
     secret: that the chains' keys were made with. order: endpoints as picked, best first.
-    endpoint: whose the request is, as far as is known.
+    endpoint: whose the request is, as far as is known. hint: when its next turn comes.
     """
 
     pool: Pool
@@ -37,6 +38,8 @@ class Placed:
     uncached: float
     metrics: Metrics
     tenant: str
+    hint: Hint | None = None
+    _is_answered: bool = False
     _ticket: Ticket | None = None
     _asserted: list[Held] = field(default_factory=list)
     _responses: Responses | None = None
@@ -56,6 +59,7 @@ class Placed:
             self._move(answer.served)
         if answer.status >= 400:
             self._retract()
+        self._is_answered = 200 <= answer.status < 300
 
     def _learn(self, answer: Answered) -> None:
         """Who could not be reached: all before the last one tried, and the last if so flagged."""
@@ -85,6 +89,8 @@ class Placed:
         """The stream is over: the answer ended, or the client or the proxy went away."""
         if self._ticket is not None:
             self.pool.load.end(self._ticket)
+            if self.hint is not None and self._is_answered:
+                self.hint.ended(self.instance)
             if self.pool.line is not None:
                 self.pool.line.poke()
         if (events := self.pool.config.events) is not None:

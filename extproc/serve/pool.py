@@ -18,6 +18,7 @@ from extproc.routing import (
     POLICIES,
     Admission,
     Candidate,
+    Gaps,
     LoadLedger,
     Outlook,
     Policy,
@@ -61,7 +62,7 @@ class Pool:
     expectations: what picks asserted and events may confirm. assured: instances whose events say
         all that they hold. routed: prompts of late, for the others. sessions: where they went last.
     admission: None where nobody is refused for room. capacity_tokens: of all caches together. line:
-    who waits here; None where nobody does.
+    who waits here; None where nobody does. gaps: how regularly sessions come back.
     """
 
     config: configuration.Pool
@@ -85,6 +86,7 @@ class Pool:
     admission: Admission | None = None
     capacity_tokens: int = 0
     line: Line | None = None
+    gaps: Gaps = field(default_factory=Gaps)
     _shared: bytes | None = None
     _enrolled: int = 0
 

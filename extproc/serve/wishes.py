@@ -3,14 +3,21 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from extproc import config
 from extproc.errors import NoRoom, Saturated
 from extproc.prompt import Chain
-from extproc.routing import RETRY_S, Admission, Score
+from extproc.routing import LONGEST_S, RETRY_S, Admission, Score
 from extproc.terms import InstanceId
+
+HINT_ERROR = 0.1
+"""How far a hint is taken to be off that does not say it, as a share of its time."""
+
+MOST_ERROR_S = 1.0
+"""A hint that is further off is left alone: prefills take no longer (docs/policy.md)."""
 
 MOST_SESSIONS = 100_000
 """Sessions whose instance is remembered; those that were silent longest are forgotten."""
@@ -25,23 +32,45 @@ class Sessions:
 
     def home(self, session: str) -> InstanceId | None:
         """The instance that the session used last, if it is known."""
-        return self._homes.get(self._key(session))
+        return self._homes.get(self.key(session))
 
     def went(self, session: str, instance: InstanceId) -> None:
         """A turn of the session goes to the instance."""
-        key = self._key(session)
+        key = self.key(session)
         self._homes[key] = instance
         self._homes.move_to_end(key)
         if len(self._homes) > MOST_SESSIONS:
             self._homes.popitem(last=False)
 
-    def _key(self, session: str) -> int:
+    def key(self, session: str) -> int:
+        """What stands for a session's name."""
         return xxh3_64_intdigest(session.encode(), seed=self._seed)
 
 
 def session_of(pool: config.Pool, headers: Mapping[str, str]) -> str:
     """The session that a request names; empty where it does not, or none is asked for."""
     return headers.get(pool.session_header.lower(), "") if pool.session_header else ""
+
+
+class Told(NamedTuple):
+    """When a conversation comes back: seconds after this answer's end, and how far that is off."""
+
+    seconds: float
+    error_s: float
+
+
+def told(text: str) -> Told | None:
+    """A hint as its header says it, `1.5` or `30;error=0.5`; None where it says no such thing."""
+    value, _, parameter = text.partition(";")
+    name, _, error = parameter.partition("=")
+    try:
+        seconds = float(value)
+        error_s = float(error) if name.strip() == "error" else HINT_ERROR * seconds
+    except ValueError:
+        return None
+    fits = 0 <= seconds <= LONGEST_S and 0 <= error_s <= LONGEST_S
+    is_known = not parameter or name.strip() == "error"
+    return Told(seconds, error_s) if fits and is_known else None
 
 
 def wait_weight(pool: config.Pool, headers: Mapping[str, str]) -> float:

@@ -85,6 +85,13 @@ class Metrics:
             "Bytes of request bodies that are kept from the engines now.",
             registry=registry,
         )
+        self.hints = Counter(
+            "homing_hints",
+            "What was told of when a conversation comes back: by a header, learnt, too vague to be "
+            "used, or nonsense (header, learnt, vague, bad).",
+            ["pool", "source"],
+            registry=registry,
+        )
         self.waiting = Gauge(
             "homing_waiting_requests",
             "Requests that wait here for their turn because every instance is busy.",

@@ -18,7 +18,7 @@ from extproc.replay.baselines.mooncake import MinTTFT
 from extproc.replay.baselines.preble import PrebleE2
 from extproc.replay.baselines.session import SessionHash, SessionLeastLoaded
 from extproc.replay.baselines.sglang import SGLangCacheAware
-from extproc.routing import Policy
+from extproc.routing import Policy, PricedTTFT
 
 BASELINES: Mapping[str, Callable[[], Policy]] = {
     "round-robin": RoundRobin,
@@ -39,7 +39,8 @@ BASELINES: Mapping[str, Callable[[], Policy]] = {
     "gorgo": Gorgo,
 }
 
-REFERENCES: Mapping[str, Callable[[], Policy]] = {"pooled": LeastTokens}
-"""No policies of a router: `pooled` is what one cache for all engines would give."""
+REFERENCES: Mapping[str, Callable[[], Policy]] = {"pooled": LeastTokens, "oracle": PricedTTFT}
+"""No policies of a router: `pooled` is what one cache for all engines would give, `oracle` the
+product's policy if it knew when each conversation's next turn comes."""
 
 __all__ = ["BASELINES", "REFERENCES"]

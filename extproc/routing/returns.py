@@ -1,0 +1,126 @@
+"""Turns that are about to come home: told by their clients, or learnt from how they came before.
+
+No I/O and no clock: every call is told the time.
+"""
+
+import bisect
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from extproc.routing.views import Due
+from extproc.terms import InstanceId
+
+MOST_DUE = 512
+"""Times that are remembered of an instance, soonest first."""
+
+LONGEST_S = 600.0
+"""Nothing is expected for longer."""
+
+MOST_CLIENTS = 100_000
+"""Clients whose returns are learnt; those that were silent longest are forgotten."""
+
+SEEN = 3
+"""Returns that must have been seen before one is predicted."""
+
+CERTAIN_S, CERTAIN_SHARE = 0.5, 0.1
+"""A return is predicted where those before were spread by no more than this, in seconds or as a
+share of their mean: a guess that is off by more than a prefill takes is worth nothing."""
+
+_MEMORY = 0.3
+"""Weight of the latest return."""
+
+
+_STEPS = (-1.34, -0.45, 0.45, 1.34)
+"""Where a turn may come whose time is not certain, in standard deviations: each as likely."""
+
+
+class Returns:
+    """When turns come home, by instance. A hint is about one turn; what it says is not kept."""
+
+    def __init__(self) -> None:
+        self._due: dict[InstanceId, list[Due]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._due)
+
+    def expect(self, instance: InstanceId, at: float, spread_s: float = 0.0) -> None:
+        """A turn whose prompt is cached there will come at this time. O(MOST_DUE).
+
+        spread_s: standard deviation of what is told.
+        """
+        due = self._due.setdefault(instance, [])
+        if spread_s > 0:
+            for step in _STEPS:
+                bisect.insort(due, Due(at + step * spread_s, 1 / len(_STEPS)))
+        else:
+            bisect.insort(due, Due(at, 1.0))
+        del due[MOST_DUE:]
+
+    def of(self, instance: InstanceId, now: float) -> Sequence[Due]:
+        """Each with the seconds from now until it comes, soonest first. What should have come is
+        forgotten."""
+        due = self._due.get(instance)
+        if due is None:
+            return ()
+        del due[: bisect.bisect_left(due, (now,))]
+        if not due:
+            del self._due[instance]
+            return ()
+        return [Due(one.at - now, one.share) for one in due]
+
+
+def delay_s(due: Sequence[Due], begins: float, ends: float) -> float:
+    """Seconds that turns which come home wait for a prefill that runs from `begins` to `ends`.
+
+    due: seconds from now, soonest first, as the others are. O(those that wait).
+    """
+    total = 0.0
+    for at, share in due:
+        if at >= ends:
+            break
+        total += share * (ends - max(at, begins))
+    return total
+
+
+@dataclass(slots=True)
+class _Client:
+    ended: float
+    count: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+
+
+class Gaps:
+    """How long each client takes from the end of an answer to its next turn."""
+
+    def __init__(self) -> None:
+        self._clients: OrderedDict[Hashable, _Client] = OrderedDict()
+
+    def came(self, client: Hashable, now: float) -> None:
+        """A turn of the client's came."""
+        known = self._clients.get(client)
+        if known is None or known.ended <= 0:
+            return
+        gap, known.ended = now - known.ended, 0.0
+        if not 0 <= gap <= LONGEST_S:
+            return
+        known.count += 1
+        weight = max(_MEMORY, 1 / known.count)
+        off = gap - known.mean
+        known.mean += weight * off
+        known.variance = (1 - weight) * (known.variance + weight * off * off)
+
+    def ended(self, client: Hashable, now: float) -> float | None:
+        """An answer to it ended: the seconds until it comes again, where that is certain."""
+        known = self._clients.get(client)
+        if known is None:
+            known = self._clients[client] = _Client(now)
+            if len(self._clients) > MOST_CLIENTS:
+                self._clients.popitem(last=False)
+        known.ended = now
+        self._clients.move_to_end(client)
+        off = sqrt(known.variance)
+        certain = off <= CERTAIN_S or off <= CERTAIN_SHARE * known.mean
+        return known.mean if known.count >= SEEN and certain else None

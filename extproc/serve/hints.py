@@ -1,0 +1,55 @@
+"""When a conversation comes back: what a request says of it, or how its turns came before."""
+
+from collections.abc import Mapping
+from time import monotonic
+
+from extproc.routing import CERTAIN_S
+from extproc.serve.pool import Pool
+from extproc.serve.wishes import MOST_ERROR_S, Told, told
+from extproc.telemetry import Metrics
+from extproc.terms import InstanceId
+
+
+class Hint:
+    """Of one request; it is used when the answer has ended."""
+
+    __slots__ = ("_client", "_metrics", "_pool", "_told")
+
+    def __init__(
+        self, pool: Pool, metrics: Metrics, told_: Told | None, client: int | None
+    ) -> None:
+        self._pool = pool
+        self._metrics = metrics
+        self._told = told_
+        self._client = client
+
+    def ended(self, instance: InstanceId) -> None:
+        """The answer has ended, and the prompt is cached there."""
+        now, source = monotonic(), "header"
+        learnt = self._pool.gaps.ended(self._client, now) if self._client is not None else None
+        hint = self._told
+        if hint is None and learnt is not None:
+            hint, source = Told(learnt, CERTAIN_S), "learnt"
+        if hint is None:
+            return
+        if hint.error_s > MOST_ERROR_S:
+            source = "vague"
+        else:
+            self._pool.outlook.returns.expect(instance, now + hint.seconds, hint.error_s)
+        self._metrics.hints.labels(self._pool.name, source).inc()
+
+
+def hint_of(pool: Pool, headers: Mapping[str, str], session: str, metrics: Metrics) -> Hint | None:
+    """What the request tells; its session has come back. None where nothing is to be learnt."""
+    hints = pool.config.hints
+    if hints is None:
+        return None
+    said = None
+    if hints.header is not None and (text := headers.get(hints.header.lower())) is not None:
+        said = told(text)
+        if said is None:
+            metrics.hints.labels(pool.name, "bad").inc()
+    client = pool.sessions.key(session) if session and hints.learn else None
+    if client is not None:
+        pool.gaps.came(client, monotonic())
+    return Hint(pool, metrics, said, client) if said or client is not None else None

@@ -1,0 +1,91 @@
+"""Hints of when a conversation comes back, from a header or learnt: they change where others go."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from extproc.config import Hints
+from extproc.serve import App
+from extproc.serve.wishes import HINT_ERROR, Told, told
+from tests.serve.proxy import ENDPOINTS, LONG, Exchange, chat, config, endpoints, sample, serving
+
+HEADER = "X-Returns-In"
+
+
+def settings(**more: Any) -> Any:
+    (pool,) = config().pools
+    hints = {"hints": Hints(header=HEADER), "prefill_rate": 1_000.0, "session_header": "x-session"}
+    return config(pools=(pool.model_copy(update={**hints, **more}),))
+
+
+async def turn(channel: Any, words: str, headers: Mapping[str, str] = {}, status: int = 200) -> str:
+    """One turn to its end; where it went."""
+    exchange = Exchange(channel)
+    await exchange.headers(more=dict(headers))
+    (there, *_) = endpoints(await exchange.body(chat(words)))
+    await exchange.answer(status, served=there)
+    await exchange.end()
+    return there
+
+
+def due(app: App) -> dict[str, int]:
+    returns = app.pools[0].outlook.returns
+    return {there: len(returns._due.get(name, ())) for name, there in ENDPOINTS.items()}  # type: ignore[call-overload]
+
+
+async def test_others_keep_away_from_where_a_turn_is_told_to_come_back() -> None:
+    async with serving(settings()) as (app, channel):
+        homes = [await turn(channel, f"{n} {LONG}", {HEADER: "0.3;error=0"}) for n in range(2)]
+        assert len(set(homes)) == 2
+        (free,) = set(ENDPOINTS.values()) - set(homes)
+        for number in range(3):
+            assert await turn(channel, f"New {number}. {LONG}") == free
+        assert sample(app, "homing_hints_total", pool="test", source="header") == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "source"),
+    [("soon", "bad"), ("-1", "bad"), ("nan", "bad"), ("1e9", "bad"), ("60", "vague")],
+)
+async def test_a_hint_that_says_nothing_of_use_changes_nothing_and_is_counted(
+    value: str, source: str
+) -> None:
+    async with serving(settings()) as (app, channel):
+        await turn(channel, LONG, {HEADER: value})
+        assert not any(due(app).values())
+        assert sample(app, "homing_hints_total", pool="test", source=source) == 1
+
+
+async def test_an_answer_that_failed_or_did_not_come_is_no_reason_to_come_back() -> None:
+    async with serving(settings()) as (app, channel):
+        await turn(channel, LONG, {HEADER: "30;error=0"}, status=500)
+        exchange = Exchange(channel)
+        await exchange.headers(more={HEADER: "30;error=0"})
+        await exchange.body(chat(LONG))
+        await exchange.end()
+        assert not any(due(app).values())
+
+
+async def test_a_session_that_comes_back_regularly_is_expected() -> None:
+    async with serving(settings()) as (app, channel):
+        for _ in range(4):
+            home = await turn(channel, LONG, {"x-session": "agent"})
+        assert sample(app, "homing_hints_total", pool="test", source="learnt") >= 1
+        assert home in ENDPOINTS.values()
+
+
+async def test_nothing_is_learnt_or_used_where_it_is_not_asked_for() -> None:
+    async with serving(settings(hints=None)) as (app, channel):
+        for _ in range(5):
+            await turn(channel, LONG, {"x-session": "agent", HEADER: "0.1"})
+        assert not any(due(app).values())
+        assert not app.pools[0].gaps._clients
+
+
+def test_a_hint_is_a_number_of_seconds_and_perhaps_its_error() -> None:
+    assert told("1.5") == Told(1.5, 1.5 * HINT_ERROR)
+    assert told("30; error=0.5") == Told(30.0, 0.5)
+    assert told("30;error=") is None
+    assert told("30;q=1") is None
+    assert told("") is None
