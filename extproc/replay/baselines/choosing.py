@@ -22,8 +22,16 @@ def cheapest(turn: Turn, views: Sequence[LabView], cost: Cost) -> Ranking:
     ranked = sorted(
         enumerate(views), key=lambda entry: (cost(entry[1]), (entry[0] - turn.tiebreak) % count)
     )
-    return Ranking(tuple(_unpriced(view) for _, view in ranked))
+    return Ranking(tuple(_unpriced(turn, view) for _, view in ranked))
 
 
-def _unpriced(view: LabView) -> Score:
-    return Score(view.instance, view.endpoint, view.cached_tokens, 0.0, 0.0, 0.0)
+def _unpriced(turn: Turn, view: LabView) -> Score:
+    uncached = max((turn.tokens or 0) - view.cached_tokens, 0)
+    return Score(
+        view.instance,
+        view.endpoint,
+        view.cached_tokens,
+        wait_s=view.waiting_tokens / view.prefill_rate,
+        prefill_s=uncached / view.prefill_rate + view.overhead_s,
+        price_s=0.0,
+    )
