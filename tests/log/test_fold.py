@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 
-from extproc.index import Fact, Joined, Left
+from extproc.index import Capacity, Fact, Joined, Left, Tier
 from extproc.log.etcd import fold as module
 from extproc.log.etcd.fold import Fold
 from extproc.log.etcd.keys import place
 from extproc.log.etcd.outbox import Outbox
-from extproc.log.records import RECORD_VERSION, Signer, encode, seal
+from extproc.log.records import MAX_BLOCK_SIZE, MAX_BLOCKS, RECORD_VERSION, Signer, encode, seal
 from tests.index.chains import A, B, held
 
 SIGNER = Signer(b"secret")
@@ -58,6 +58,23 @@ def test_what_is_written_over_a_record_moves_nothing() -> None:
     fold.take(*record(OTHER, 2, Left(A)), 6, True)
     fold.take(*record(OTHER, 1, Left(B)), 5, False)
     assert fold.revision == 6
+
+
+def test_what_others_leave_out_of_a_record_its_writer_leaves_out_too() -> None:
+    """An engine may report a cache that no machine has."""
+    fold, outbox = reader()
+    odd: list[Fact] = [
+        Joined(A, MAX_BLOCK_SIZE + 1),
+        Capacity(A, Tier.GPU, MAX_BLOCKS + 1),
+        Joined(B, 16),
+    ]
+    outbox.append(odd, 0.0)
+    batch = outbox.next(SIGNER, RECORD_VERSION)
+    assert batch is not None
+    other = Fold(SIGNER, Outbox(OTHER, 1 << 20))
+    for each in (fold, other):
+        facts, _ = each.take(place(OWN, batch.seq), batch.value, 5, True)
+        assert (facts, each.skipped) == ((Joined(B, 16),), 2)
 
 
 def test_own_records_settle_and_are_taken_as_they_were_appended() -> None:

@@ -59,10 +59,12 @@ class Fold:
         writer, seq = place
         if writer != self._own.writer:
             return self._read(writer, seq, name, value), None
-        facts = self._own.known(seq, value)
-        if facts is None:
+        known = self._own.known(seq, value)
+        if known is None:
             facts = self._read(writer, seq, name, value)
         else:
+            facts = known.facts
+            self.skipped += known.skipped
             self._heard(writer, seq)
         return facts, self._own.returned(seq)
 

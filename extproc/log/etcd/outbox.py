@@ -12,20 +12,22 @@ from dataclasses import dataclass
 
 from extproc.index import Fact
 from extproc.log.etcd.keys import place
-from extproc.log.records import MAX_RECORD_BYTES, Signer, encode, pieces, seal, size
+from extproc.log.records import MAX_RECORD_BYTES, Signer, decode, encode, pieces, seal, size
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Facts that are written together, at one place of the log, as `value`.
 
-    first: the ticket of its first fact. since: when that was appended.
+    first: the ticket of its first fact. since: when that was appended. facts: as everybody reads
+    them. skipped: those that everybody leaves out.
     """
 
     seq: int
     first: int
     since: float
     facts: tuple[Fact, ...]
+    skipped: int
     value: bytes
 
 
@@ -115,7 +117,8 @@ class Outbox:
                 facts, data = writable, encode(writable, version)
             self._seq += 1
             value = seal(signer, place(self.writer, self._seq), data)
-            self._writing = Batch(self._seq, first, since, tuple(facts), value)
+            read = decode(data)  # not `facts`: what the others leave out, this replica does too
+            self._writing = Batch(self._seq, first, since, read.facts, read.skipped, value)
             self._out.append(self._writing)
             self.unreturned_bytes += len(value)
         return self._writing
@@ -130,7 +133,7 @@ class Outbox:
         """Etcd will never take the batch: it is left out."""
         if self._writing is batch:
             self._writing = None
-            self.dropped += len(batch.facts)
+            self.dropped += len(batch.facts) + batch.skipped
             self._out.remove(batch)
             self.unreturned_bytes -= len(batch.value)
 
@@ -142,11 +145,11 @@ class Outbox:
         if self._writing is not None:
             self.refused(self._writing)
 
-    def known(self, seq: int, value: bytes) -> tuple[Fact, ...] | None:
-        """The facts of a record of ours, if it is as it was written."""
+    def known(self, seq: int, value: bytes) -> Batch | None:
+        """A record of ours, if it is as it was written."""
         for batch in self._out:
             if batch.seq == seq:
-                return batch.facts if batch.value == value else None
+                return batch if batch.value == value else None
         return None
 
     def returned(self, seq: int) -> Batch | None:
