@@ -9,8 +9,8 @@ from etcd3aio._protobuf import RangeResponse
 from extproc.log.etcd.client import Client, Connection
 from extproc.log.etcd.keys import after
 
-PAGE_BYTES = 4 * 1024 * 1024
-"""What a page has about."""
+PAGE_BYTES = 1024 * 1024
+"""What a page has about: some milliseconds to parse, in which nothing else is done."""
 
 _FIRST_PAGE = 16
 _LARGEST_PAGE = 4096
