@@ -420,9 +420,13 @@ class Pool(Section):
     events: Events | None = None
     """KV-cache events of the engines, `{}` for all defaults; not used if not given."""
 
-    policy: Literal["priced"] = "priced"
+    policy: Literal["priced", "least-tokens", "round-robin"] = "priced"
     """How an instance is chosen: `priced` weighs what is cached against what waits, and what others
-    then wait for (docs/policy.md)."""
+    then wait for (docs/policy.md); the others are for comparison and ignore what is cached."""
+
+    override_header: HeaderName | None = None
+    """Request header by which an operator overrides the choice (docs/routing.md); none if not
+    given. The gateway must take a client's own away."""
 
     flow_control: Annotated[
         Annotated[Literal["off"], Tag("word")] | Annotated[FlowControl, Tag("section")],

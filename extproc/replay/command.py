@@ -37,6 +37,9 @@ from extproc.terms import TOKEN_BYTES
 
 NAMES: dict[str, Callable[[], Policy]] = {**POLICIES, **BASELINES, **REFERENCES}
 
+OWN = ("priced", "oracle")
+"""Played with flow control, as the product is by default."""
+
 _Positive = Parameter(validator=validators.Number(gt=0))
 _NotNegative = Parameter(validator=validators.Number(gte=0))
 _SHARED_PREFIX = "shared-prefix"
@@ -200,7 +203,7 @@ def _setting(options: Options, policy: str) -> Setting:
         options.capacity_tokens,
         EngineModel(prefill_rate=options.prefill_rate),
         is_pooled=policy == "pooled",
-        max_wait_s=options.max_wait_s if policy in POLICIES or policy == "oracle" else 0.0,
+        max_wait_s=options.max_wait_s if policy in OWN else 0.0,
         blur=Blur(hints=0.0 if policy == "oracle" else None),
     )
 

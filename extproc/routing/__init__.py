@@ -5,6 +5,7 @@ from extproc.routing.crowds import Crowds, last_of
 from extproc.routing.flow_control import Choice, FlowControl, Waiting, must_wait
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
 from extproc.routing.outlook import Arrivals, Assigned, Candidate, Outlook
+from extproc.routing.plain import LeastTokens, RoundRobin, ranked
 from extproc.routing.policy import POLICIES, Policy
 from extproc.routing.priced import PricedTTFT
 from extproc.routing.rates import Rates, Speed
@@ -25,6 +26,7 @@ __all__ = [
     "FlowControl",
     "Gaps",
     "InstanceView",
+    "LeastTokens",
     "Load",
     "LoadLedger",
     "Outlook",
@@ -34,6 +36,7 @@ __all__ = [
     "Ranking",
     "Rates",
     "Returns",
+    "RoundRobin",
     "Score",
     "Speed",
     "Ticket",
@@ -42,4 +45,5 @@ __all__ = [
     "Waiting",
     "last_of",
     "must_wait",
+    "ranked",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from extproc.routing.plain import LeastTokens, RoundRobin
 from extproc.routing.priced import PricedTTFT
 from extproc.routing.views import PoolView, Ranking, Turn
 
@@ -15,4 +16,9 @@ class Policy(Protocol):
         ...
 
 
-POLICIES: Mapping[str, type[Policy]] = {"priced": PricedTTFT}
+POLICIES: Mapping[str, type[Policy]] = {
+    "priced": PricedTTFT,
+    "least-tokens": LeastTokens,
+    "round-robin": RoundRobin,
+}
+"""By the names that a configuration has for them."""

@@ -11,6 +11,8 @@ from extproc.prompt import Chain
 from extproc.routing import PoolView, Ranking, Turn, last_of
 from extproc.serve.conformance import chosen
 from extproc.serve.encoder import Encoded
+from extproc.serve.overrides import NOTHING as NO_OVERRIDE
+from extproc.serve.overrides import Override
 from extproc.serve.pool import NOTHING, Cached, Pool
 from extproc.serve.responses import Answerer
 from extproc.serve.subset import eligible
@@ -28,7 +30,8 @@ class Asked:
     """A request that is to be placed, and what has been found out about it.
 
     encoded: its prompt; None where it is placed by load, for the `reason`. answerer: who alone can
-    go on with it, if that is known. number: differs from request to request.
+    go on with it, if that is known. number: differs from request to request. override: what an
+    operator asks of the pick.
     """
 
     request: Request
@@ -38,6 +41,7 @@ class Asked:
     answerer: Answerer | None
     number: int
     is_conformance: bool
+    override: Override
 
     @property
     def tokens(self) -> int | None:
@@ -68,6 +72,9 @@ def choose(asked: Asked, stages: Stages, now: float) -> Choice:
     candidates = pool.usable(eligible(pool.instances, request.subset), now)
     if asked.is_conformance:
         candidates = chosen(candidates, request.headers)
+    override = asked.override
+    if override is not NO_OVERRIDE:
+        candidates = override.narrowed(candidates)
     if asked.answerer:
         candidates = [c for c in candidates if c.id == asked.answerer.instance] or candidates
     with stages.stage("match"):
@@ -86,7 +93,7 @@ def choose(asked: Asked, stages: Stages, now: float) -> Choice:
             tokens, cached = guess, {home: Cached(guess, 0)}
         prefix = _longest(encoded, cached) if encoded else None
         view = pool.view(candidates, cached, now, prefix)
-        weight = wait_weight(pool.config, request.headers)
+        weight = override.wait_weight or wait_weight(pool.config, request.headers)
         ranking = pool.policy.rank(Turn(tokens, asked.number, weight), view)
     return Choice(known, prefix, session, guess, view, ranking)
 

@@ -18,12 +18,14 @@ from typing import TypeAlias
 
 from extproc.errors import BadRequest, NoEndpoint, PreviousResponse, Saturated, Unroutable
 from extproc.index import Depths
-from extproc.routing import Ranking
+from extproc.routing import Ranking, Score
 from extproc.serve import reasons
 from extproc.serve.choice import Asked, Choice, choose
 from extproc.serve.encoder import Encoded, Encoder
 from extproc.serve.hints import hint_of
 from extproc.serve.listing import asks_for_models, list_models
+from extproc.serve.overrides import NOTHING as NO_OVERRIDE
+from extproc.serve.overrides import override_of
 from extproc.serve.placed import Placed
 from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
@@ -195,7 +197,9 @@ class Picker:
         answerer: Answerer | None = None,
     ) -> Asked:
         number = next(self._turns)
-        return Asked(request, pool, encoded, reason, answerer, number, self._conformance)
+        override = override_of(pool.config, request.headers)
+        conformance = self._conformance
+        return Asked(request, pool, encoded, reason, answerer, number, conformance, override)
 
     async def _placed(
         self, asked: Asked, stages: Stages, patience: Patience
@@ -203,7 +207,10 @@ class Picker:
         """Placed at once, or when it is its turn where it has to wait and may."""
         line = asked.pool.line
         choice = choose(asked, stages, monotonic())
-        if line is None or not line.holds(choice) or not await patience(line.max_wait_s):
+        may_wait = line is not None and asked.override.waits
+        if line is None or not may_wait or not line.holds(choice):
+            return self._place(asked, choice, stages)
+        if not await patience(line.max_wait_s):
             return self._place(asked, choice, stages)
         began = time_ns()
 
@@ -253,11 +260,20 @@ class Picker:
                 **pool.headers_of(best.instance),
             },
             metadata={SCORES: reasons.scores(ranking)} if self._scores else {},
-            answer_headers=(
-                reasons.answer_headers(tokens, ranking, reason) if self._explain else {}
-            ),
+            answer_headers={
+                **(reasons.answer_headers(tokens, ranking, reason) if self._explain else {}),
+                **self._overridden(asked, best),
+            },
             watch_answer=watching,
         ), placed
+
+    def _overridden(self, asked: Asked, best: Score) -> dict[str, str]:
+        """Count what became of the operator's header, and say it where picks are explained."""
+        if asked.override is NO_OVERRIDE:
+            return {}
+        outcome = asked.override.outcome(asked.pool.members.of(best.instance))
+        self._metrics.overrides.labels(asked.pool.name, outcome).inc()
+        return {"x-homing-override": outcome} if self._explain else {}
 
     def _count(
         self, pool: Pool, encoded: Encoded | None, ranking: Ranking, reason: str, stages: Stages

@@ -92,6 +92,13 @@ class Metrics:
             ["pool", "source"],
             registry=registry,
         )
+        self.overrides = Counter(
+            "homing_overrides",
+            "Picks with an operator's header: applied, unmet (not among what may be picked), bad "
+            "(in part not understood).",
+            ["pool", "outcome"],
+            registry=registry,
+        )
         self.waiting = Gauge(
             "homing_waiting_requests",
             "Requests that wait here for their turn because every instance is busy.",

@@ -97,4 +97,4 @@ def test_a_policy_that_is_not_there_is_named(
     trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["replay", str(trace), "--policy", "best"]) == 2
-    assert "no policy is called best; there are: priced, round-robin" in capsys.readouterr().err
+    assert "no policy is called best; there are: priced, least-tokens" in capsys.readouterr().err

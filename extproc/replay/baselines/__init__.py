@@ -8,7 +8,7 @@ seconds are 0.
 from collections.abc import Callable, Mapping
 
 from extproc.replay.baselines.aibrix import AIBrixPrefixCache
-from extproc.replay.baselines.counting import LeastRequests, LeastTokens, LongestPrefix, RoundRobin
+from extproc.replay.baselines.counting import LeastRequests, LongestPrefix
 from extproc.replay.baselines.dualmap import DualMap
 from extproc.replay.baselines.dynamo import Dynamo
 from extproc.replay.baselines.gorgo import Gorgo
@@ -18,7 +18,7 @@ from extproc.replay.baselines.mooncake import MinTTFT
 from extproc.replay.baselines.preble import PrebleE2
 from extproc.replay.baselines.session import SessionHash, SessionLeastLoaded
 from extproc.replay.baselines.sglang import SGLangCacheAware
-from extproc.routing import Policy, PricedTTFT
+from extproc.routing import LeastTokens, Policy, PricedTTFT, RoundRobin
 
 BASELINES: Mapping[str, Callable[[], Policy]] = {
     "round-robin": RoundRobin,

@@ -4,29 +4,12 @@ from extproc.replay.baselines.choosing import cheapest, seen
 from extproc.routing import PoolView, Ranking, Turn
 
 
-class RoundRobin:
-    """One after the other (nginx, Envoy `ROUND_ROBIN`)."""
-
-    def rank(self, turn: Turn, pool: PoolView) -> Ranking:
-        """Whose turn it is."""
-        return cheapest(turn, seen(turn, pool)[1], lambda _: 0.0)
-
-
 class LeastRequests:
     """Fewest requests in flight, of all instances (Envoy `LEAST_REQUEST` with a full scan)."""
 
     def rank(self, turn: Turn, pool: PoolView) -> Ranking:
         """By requests in flight."""
         return cheapest(turn, seen(turn, pool)[1], lambda view: view.in_flight)
-
-
-class LeastTokens:
-    """Fewest uncached tokens waiting, whatever is cached."""
-
-    def rank(self, turn: Turn, pool: PoolView) -> Ranking:
-        """By waiting tokens, then by requests in flight."""
-        views = seen(turn, pool)[1]
-        return cheapest(turn, views, lambda view: (view.waiting_tokens, view.in_flight))
 
 
 class LongestPrefix:
