@@ -31,6 +31,7 @@ from extproc.config.model import (
     Shed,
     TlsFiles,
     Tracing,
+    WarmUp,
 )
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "Shed",
     "TlsFiles",
     "Tracing",
+    "WarmUp",
     "load_config",
     "load_instances",
 ]

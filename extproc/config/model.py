@@ -360,6 +360,25 @@ class Shed(Section):
     `priority` gives it less weight, so much sooner."""
 
 
+class WarmUp(Section):
+    """The hottest shared prefixes are computed at a new instance before requests need them."""
+
+    prefixes: Annotated[int, Field(ge=1, le=64)] = 8
+    """How many prefixes; the token ids of so many are kept in memory."""
+
+    max_tokens: Count = 32_768
+    """A longer prefix is left out."""
+
+    tokens_per_s: Annotated[float, Field(gt=0)] = 10_000
+    """Tokens a second, over all new instances together."""
+
+    max_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Only while the pool spends no more of its time on prefills."""
+
+    api_key_file: FilePath | None = None
+    """File with the engines' API key, for those that ask for one."""
+
+
 class Hints(Section):
     """What tells when a conversation comes back."""
 
@@ -451,6 +470,9 @@ class Pool(Section):
 
     shed: Shed | None = None
     """When requests are refused instead of queued (docs/routing.md); never if not given."""
+
+    warm_up: WarmUp | None = None
+    """What is computed at new instances beforehand (docs/routing.md); nothing if not given."""
 
     prefill_rate: Annotated[float, Field(gt=0)] = 16_000.0
     """Tokens a second that an instance prefills, until its engine tells (docs/engines.md)."""

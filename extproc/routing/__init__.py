@@ -3,6 +3,7 @@
 from extproc.routing.admission import RETRY_S, Admission
 from extproc.routing.crowds import Crowds, last_of
 from extproc.routing.flow_control import Choice, FlowControl, Waiting, must_wait
+from extproc.routing.hot import HotPrefixes
 from extproc.routing.load import Load, LoadLedger, Ticket, Utilisation
 from extproc.routing.outlook import Arrivals, Assigned, Candidate, Outlook
 from extproc.routing.plain import LeastTokens, RoundRobin, ranked
@@ -25,6 +26,7 @@ __all__ = [
     "Crowds",
     "FlowControl",
     "Gaps",
+    "HotPrefixes",
     "InstanceView",
     "LeastTokens",
     "Load",

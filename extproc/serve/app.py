@@ -27,6 +27,7 @@ from extproc.serve.process import Processor
 from extproc.serve.server import Server
 from extproc.serve.shared_load import SharedLoad
 from extproc.serve.tls import ServerTls
+from extproc.serve.warming import Warming
 from extproc.stream import BodyMode, StreamSettings
 from extproc.telemetry import Metrics, OtlpTracer
 from extproc.terms import InstanceId
@@ -50,6 +51,7 @@ class App:
         self._log = fact_log(settings.log, self.metrics)
         self._idle: asyncio.Future[None] | None = None
         self._events: asyncio.Future[None] | None = None
+        self._warm: asyncio.Future[None] | None = None
         self._known: dict[str, Pool] = {}
         self._models = Models(self._model_arrived, self.metrics)
         self.kv_events: KvEvents | None = None
@@ -65,6 +67,7 @@ class App:
         self._encoder = Encoder(
             lambda: self._lookup, limits.pick_timeout_ms / 1000, limits.max_json_depth
         )
+        self._warming = Warming(lambda: self.pools, self.metrics)
         picker = Picker(
             lambda: self._lookup,
             self._encoder,
@@ -77,6 +80,7 @@ class App:
             conformance=settings.conformance,
             watching=settings.proxy.mode_override,
             path_prefix=settings.proxy.path_prefix,
+            warming=self._warming,
         )
         self.processor = Processor(
             picker,
@@ -106,6 +110,7 @@ class App:
         await self._engines.start()
         self._idle = asyncio.ensure_future(IdleWork(lambda: self.pools, self.metrics).run())
         self._events = asyncio.ensure_future(self.kv_events.run())
+        self._warm = asyncio.ensure_future(self._warming.run())
         self.ready = True
         await self._server.ready()
         logger.info("ready")
@@ -178,6 +183,7 @@ class App:
 
     def _emptied(self, pool: Pool, instance: InstanceId) -> None:
         """An engine has begun anew, as its metrics tell."""
+        self._warming.emptied(pool, instance)
         if self.kv_events is None or not self.kv_events.emptied(pool.name, instance):
             pool.append([Cleared(instance, Source.CORRECTION)])
 
@@ -192,9 +198,10 @@ class App:
         self._models.close()
         if self._idle:
             self._idle.cancel()
-        if self._events:
-            self._events.cancel()
-            await asyncio.gather(self._events, return_exceptions=True)
+        for task in (self._events, self._warm):
+            if task:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._engines.stop()
         await self._server.stop()
         await self._log.close()

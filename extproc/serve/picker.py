@@ -32,6 +32,7 @@ from extproc.serve.pools import Pools
 from extproc.serve.rename import Renamed, Renamer
 from extproc.serve.report_mode import ReportModes
 from extproc.serve.responses import PATH, Answerer, Responses
+from extproc.serve.warming import Warming
 from extproc.serve.wishes import admit, shed
 from extproc.stages import Stages
 from extproc.stream import Pick, Refusal, Reply, Request
@@ -72,6 +73,7 @@ class Picker:
         conformance: bool,
         watching: bool,
         path_prefix: str | None,
+        warming: Warming,
     ) -> None:
         self._pools = pools
         self._encoder = encoder
@@ -86,6 +88,7 @@ class Picker:
         self._report_modes = ReportModes(pools, metrics)
         self._watching = watching
         self._path_prefix = path_prefix
+        self._warming = warming
         self._responses = Responses()
         self._once = LogOnce(logger)
         self._turns = itertools.count()
@@ -250,6 +253,8 @@ class Picker:
         )
         placed.start([found.get(best.instance, Depths(0, 0)) for found in choice.known], now)
         self._count(pool, encoded, ranking, reason, stages)
+        if encoded and pool.config.warm_up is not None:
+            self._warming.picked(request, encoded, choice)
         watching = self._watching and request.path.partition("?")[0] == PATH
         if watching:
             placed.watch(self._responses)

@@ -99,6 +99,12 @@ class Metrics:
             ["pool", "outcome"],
             registry=registry,
         )
+        self.prefetches = Counter(
+            "homing_prefetches",
+            "Prefixes that were computed at a new instance beforehand: done, failed.",
+            ["pool", "outcome"],
+            registry=registry,
+        )
         self.waiting = Gauge(
             "homing_waiting_requests",
             "Requests that wait here for their turn because every instance is busy.",
