@@ -56,7 +56,7 @@ def run(quick: bool, traces: Path | None) -> Result:
         pooled = _figures(_chats(seed, quick, traces), Setting(is_pooled=True), "pooled")
         runs.setdefault(POOLED, []).append(pooled)
         for name, blur in LEARNT.items():
-            setting = Setting(8, 200_000, max_wait_s=WAIT_S, blur=blur)
+            setting = Setting(max_wait_s=WAIT_S, blur=blur)
             runs.setdefault(name, []).append(_figures(_agents(seed, quick), setting))
     rows: Rows = {
         name: {figure: fmean(one[figure] for one in figures) for figure in SHOWN}
@@ -80,8 +80,8 @@ def _chats(seed: int, quick: bool, traces: Path | None) -> Traffic:
 
 def _agents(seed: int, quick: bool) -> Traffic:
     return Chats(
-        rate=1.3,
-        seconds=20 if quick else 1_200,
+        rate=2.2,
+        seconds=20 if quick else 600,
         weights=(1.0,) * 20,
         first=12_000,
         question=1_500,

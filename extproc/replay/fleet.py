@@ -86,6 +86,8 @@ class Fleet:
         self._turn += 1
         if self._blur.learns_returns:
             self._gaps.came(request.conversation, now)
+        for each in self._routers:
+            each.outlook.returns.came(request.conversation)
         is_known = self._chance.random() >= self._blur.unknown_share
         choice = router.choose(request, now, up, is_known)
         if self._lines and (self._lines[number] or must_wait(choice.ranking)):
@@ -136,7 +138,8 @@ class Fleet:
 
     def _expect(self, placement: Placement, at: float, spread_s: float) -> None:
         for router in self._routers:
-            router.outlook.returns.expect(router.names[placement.engine], at, spread_s)
+            name = router.names[placement.engine]
+            router.outlook.returns.expect(placement.request.conversation, name, at, spread_s)
 
     def lost(self, placement: Placement, is_prefilled: bool) -> None:
         """Its engine went away before it had ended."""

@@ -15,6 +15,9 @@ from extproc.terms import InstanceId
 MOST_DUE = 512
 """Times that are remembered of an instance, soonest first."""
 
+MOST_TURNS = 10_000
+"""Turns that are known again when they come; of more, those that were told of first are not."""
+
 LONGEST_S = 600.0
 """Nothing is expected for longer."""
 
@@ -41,22 +44,44 @@ class Returns:
 
     def __init__(self) -> None:
         self._due: dict[InstanceId, list[Due]] = {}
+        self._turns: OrderedDict[Hashable, tuple[InstanceId, list[Due]]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._due)
 
-    def expect(self, instance: InstanceId, at: float, spread_s: float = 0.0) -> None:
+    def expect(
+        self, turn: Hashable, instance: InstanceId, at: float, spread_s: float = 0.0
+    ) -> None:
         """A turn whose prompt is cached there will come at this time. O(MOST_DUE).
 
-        spread_s: standard deviation of what is told.
+        turn: by what it is known when it comes. spread_s: standard deviation of what is told.
         """
-        due = self._due.setdefault(instance, [])
+        self.came(turn)
         if spread_s > 0:
-            for step in _STEPS:
-                bisect.insort(due, Due(at + step * spread_s, 1 / len(_STEPS)))
+            times = [Due(at + step * spread_s, 1 / len(_STEPS)) for step in _STEPS]
         else:
-            bisect.insort(due, Due(at, 1.0))
+            times = [Due(at, 1.0)]
+        due = self._due.setdefault(instance, [])
+        for one in times:
+            bisect.insort(due, one)
         del due[MOST_DUE:]
+        self._turns[turn] = instance, times
+        if len(self._turns) > MOST_TURNS:
+            self._turns.popitem(last=False)
+
+    def came(self, turn: Hashable) -> bool:
+        """It has come, and nobody has to wait for it any more. Whether it was expected."""
+        if (known := self._turns.pop(turn, None)) is None:
+            return False
+        instance, times = known
+        due = self._due.get(instance, [])
+        for one in times:
+            place = bisect.bisect_left(due, one)
+            if place < len(due) and due[place] == one:
+                del due[place]
+        if not due:
+            self._due.pop(instance, None)
+        return True
 
     def of(self, instance: InstanceId, now: float) -> Sequence[Due]:
         """Each with the seconds from now until it comes, soonest first. What should have come is

@@ -1,23 +1,28 @@
 """When a conversation comes back: what a request says of it, or how its turns came before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
 
+from extproc.prompt import Chain
 from extproc.routing import CERTAIN_S
 from extproc.serve.pool import Pool
 from extproc.serve.wishes import MOST_ERROR_S, Told, told
 from extproc.telemetry import Metrics
-from extproc.terms import InstanceId
+from extproc.terms import KEY_BYTES, InstanceId
+
+MOST_NEW_BLOCKS = 2_048
+"""Blocks, from a prompt's end, among which the last one of the prompt before it is looked for."""
 
 
 class Hint:
     """Of one request; it is used when the answer has ended."""
 
-    __slots__ = ("_client", "_metrics", "_pool", "_told")
+    __slots__ = ("_client", "_metrics", "_pool", "_told", "_turn")
 
     def __init__(
-        self, pool: Pool, metrics: Metrics, told_: Told | None, client: int | None
+        self, pool: Pool, metrics: Metrics, told_: Told | None, client: int | None, turn: bytes
     ) -> None:
+        self._turn = turn
         self._pool = pool
         self._metrics = metrics
         self._told = told_
@@ -35,14 +40,20 @@ class Hint:
         if hint.error_s > MOST_ERROR_S:
             source = "vague"
         else:
-            self._pool.outlook.returns.expect(instance, now + hint.seconds, hint.error_s)
+            returns = self._pool.outlook.returns
+            returns.expect(self._turn, instance, now + hint.seconds, hint.error_s)
         self._metrics.hints.labels(self._pool.name, source).inc()
 
 
-def hint_of(pool: Pool, headers: Mapping[str, str], session: str, metrics: Metrics) -> Hint | None:
-    """What the request tells; its session has come back. None where nothing is to be learnt."""
+def hint_of(
+    pool: Pool, headers: Mapping[str, str], session: str, chain: Chain, metrics: Metrics
+) -> Hint | None:
+    """What the request tells; its session has come back. None where nothing is to be learnt.
+
+    chain: of its prompt.
+    """
     hints = pool.config.hints
-    if hints is None:
+    if hints is None or not chain.keys:
         return None
     said = None
     if hints.header is not None and (text := headers.get(hints.header.lower())) is not None:
@@ -52,4 +63,21 @@ def hint_of(pool: Pool, headers: Mapping[str, str], session: str, metrics: Metri
     client = pool.sessions.key(session) if session and hints.learn else None
     if client is not None:
         pool.gaps.came(client, monotonic())
-    return Hint(pool, metrics, said, client) if said or client is not None else None
+    if said is None and client is None:
+        return None
+    return Hint(pool, metrics, said, client, bytes(chain.keys[-KEY_BYTES:]))
+
+
+def came_back(pool: Pool, chains: Sequence[Chain]) -> None:
+    """A turn that was expected is here: it does not have to be waited for by itself.
+
+    It is known by the last block of the prompt before it, which its own goes on from.
+    """
+    returns = pool.outlook.returns
+    if not returns:
+        return
+    for chain in chains:
+        keys = chain.keys
+        for end in range(len(keys), max(len(keys) - MOST_NEW_BLOCKS * KEY_BYTES, 0), -KEY_BYTES):
+            if returns.came(bytes(keys[end - KEY_BYTES : end])):
+                break

@@ -22,7 +22,7 @@ from extproc.routing import Ranking, Score
 from extproc.serve import reasons
 from extproc.serve.choice import Asked, Choice, choose
 from extproc.serve.encoder import Encoded, Encoder
-from extproc.serve.hints import hint_of
+from extproc.serve.hints import came_back, hint_of
 from extproc.serve.listing import asks_for_models, list_models
 from extproc.serve.overrides import NOTHING as NO_OVERRIDE
 from extproc.serve.overrides import override_of
@@ -209,6 +209,8 @@ class Picker:
     ) -> tuple[Pick, Placed]:
         """Placed at once, or when it is its turn where it has to wait and may."""
         line = asked.pool.line
+        if asked.encoded:
+            came_back(asked.pool, asked.encoded.chains)
         choice = choose(asked, stages, monotonic())
         may_wait = line is not None and asked.override.waits
         if line is None or not may_wait or not line.holds(choice):
@@ -249,7 +251,9 @@ class Picker:
             uncached,
             self._metrics,
             encoded.tenant if encoded else "",
-            hint_of(pool, request.headers, choice.session, self._metrics) if chains else None,
+            hint_of(pool, request.headers, choice.session, chains[0], self._metrics)
+            if chains
+            else None,
         )
         placed.start([found.get(best.instance, Depths(0, 0)) for found in choice.known], now)
         self._count(pool, encoded, ranking, reason, stages)

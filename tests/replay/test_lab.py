@@ -1,15 +1,19 @@
 """Replays as a whole: every request is answered, the same seed gives the same, locality pays."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from extproc.cli import main
 from extproc.replay.baselines import BASELINES
+from extproc.replay.foretold import Foretold
 from extproc.replay.formats import SharedPrefix, Turns, lengths
 from extproc.replay.lab import Setting, replay
+from extproc.replay.traffic import Request, Traffic
 from extproc.routing import POLICIES, Policy
+from extproc.terms import PackedKeys
 
 SMALL = Setting(instances=4, capacity_tokens=100_000)
 
@@ -98,3 +102,67 @@ def test_a_policy_that_is_not_there_is_named(
 ) -> None:
     assert main(["replay", str(trace), "--policy", "best"]) == 2
     assert "no policy is called best; there are: priced, least-tokens" in capsys.readouterr().err
+
+
+def test_the_command_plays_the_shared_prefix_generator_as_wide_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["replay", "shared-prefix", "--requests", "200", "--groups", "3", "--rate", "5"]
+    assert main([*arguments, "--policy", "priced", "--policy", "least-tokens"]) == 0
+    table = capsys.readouterr().out
+    assert "picks/s" in table
+    assert "…" not in table, "nothing is cut where stdout is no terminal"
+    assert main([*arguments, "--policy", "priced", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["requests"] == 200
+    assert row["decisions_per_s"] > 0
+    assert row["hit"] > 0.5
+
+
+def test_the_command_plays_a_log_of_chats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "The ships bring spice and salt to the harbour. " * 60
+    said: list[dict[str, str]] = []
+    with (tmp_path / "log.jsonl").open("w") as log:
+        for turn in range(4):
+            said.append({"role": "user", "content": f"{turn}: {words}"})
+            line = {"time": turn * 30.0, "messages": said, "output_tokens": 20}
+            print(json.dumps(line), file=log)
+            said.append({"role": "assistant", "content": "So they do."})
+    names = ("priced", "oracle", "round-robin")
+    policies = [word for name in names for word in ("--policy", name)]
+    assert main(["replay", str(tmp_path / "log.jsonl"), *policies, "--json"]) == 0
+    rows = {row["policy"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["priced"]["hit"] > 0.5
+    assert rows["oracle"]["hit"] >= rows["priced"]["hit"] > rows["round-robin"]["hit"]
+
+
+def test_what_is_foretold_is_when_each_conversation_comes_back() -> None:
+    def chats() -> Traffic:
+        return Recorded(
+            [request(at, chat) for at, chat in ((0.0, 1), (1.0, 2), (4.0, 1), (9.0, 1), (9.5, 2))]
+        )
+
+    told = [one.next_at for one in Foretold(chats(), chats()).arrivals()]
+    assert told == [4.0, 9.5, 9.0, None, None]
+
+
+def request(at: float, chat: int) -> Request:
+    nothing = PackedKeys(b"")
+    return Request(at, chat, 0, nothing, 16, 1, nothing)
+
+
+class Recorded:
+    """An open loop."""
+
+    block_size = 16
+
+    def __init__(self, requests: list[Request]) -> None:
+        self._requests = requests
+
+    def arrivals(self) -> Iterator[Request]:
+        return iter(self._requests)
+
+    def following(self, request: Request, ended: float) -> Request | None:
+        return None

@@ -26,8 +26,8 @@ def test_what_is_due_are_all_that_have_not_come_soonest_first(
     told: list[tuple[InstanceId, float]], now: float
 ) -> None:
     returns = Returns()
-    for instance, at in told:
-        returns.expect(instance, at)
+    for turn, (instance, at) in enumerate(told):
+        returns.expect(turn, instance, at)
     for each in (A, B):
         left = sorted(at - now for instance, at in told if instance == each and at >= now)
         assert returns.of(each, now) == [Due(at, 1.0) for at in left] or not left
@@ -36,7 +36,7 @@ def test_what_is_due_are_all_that_have_not_come_soonest_first(
 
 def test_what_is_not_certain_is_spread_over_what_it_may_be() -> None:
     returns = Returns()
-    returns.expect(A, 20.0, spread_s=2.0)
+    returns.expect("turn", A, 20.0, spread_s=2.0)
     due = returns.of(A, 0.0)
     assert sum(one.share for one in due) == pytest.approx(1.0)
     mean = sum(one.at * one.share for one in due)
@@ -46,10 +46,24 @@ def test_what_is_not_certain_is_spread_over_what_it_may_be() -> None:
     )
 
 
+@pytest.mark.parametrize("spread_s", [0.0, 2.0])
+def test_a_turn_that_has_come_or_is_told_of_anew_is_expected_no_more(spread_s: float) -> None:
+    returns = Returns()
+    for turn in ("one", "other"):
+        returns.expect(turn, A, 20.0, spread_s)
+    before = returns.of(A, 0.0)
+    returns.expect("one", B, 30.0, spread_s)
+    assert len(returns.of(A, 0.0)) == len(before) / 2
+    assert returns.came("one")
+    assert returns.came("other")
+    assert not returns.came("other")
+    assert not returns
+
+
 def test_the_soonest_are_remembered_and_no_more_than_so_many() -> None:
     returns = Returns()
     for number in range(2 * MOST_DUE):
-        returns.expect(A, float(2 * MOST_DUE - number))
+        returns.expect(number, A, float(2 * MOST_DUE - number))
     due = returns.of(A, 0.0)
     assert [one.at for one in due] == [float(at) for at in range(1, MOST_DUE + 1)]
 

@@ -23,7 +23,7 @@ async def turn(channel: Any, words: str, headers: Mapping[str, str] = {}, status
     """One turn to its end; where it went."""
     exchange = Exchange(channel)
     await exchange.headers(more=dict(headers))
-    (there, *_) = endpoints(await exchange.body(chat(words)))
+    (there, *_) = endpoints(await exchange.body(chat(words, **more)))
     await exchange.answer(status, served=there)
     await exchange.end()
     return there
@@ -42,6 +42,19 @@ async def test_others_keep_away_from_where_a_turn_is_told_to_come_back() -> None
         for number in range(3):
             assert await turn(channel, f"New {number}. {LONG}") == free
         assert sample(app, "homing_hints_total", pool="test", source="header") == 2
+
+
+async def test_the_turn_that_was_told_of_is_not_kept_from_its_own_home() -> None:
+    async with serving(settings()) as (app, channel):
+        home = await turn(channel, LONG, {HEADER: "0.6;error=0"})
+        assert due(app)[home] == 1
+        said = [
+            {"role": "user", "content": LONG},
+            {"role": "assistant", "content": "So they do."},
+            {"role": "user", "content": "And what do they take away again when they leave? " * 9},
+        ]
+        assert await turn(channel, "", messages=said) == home
+        assert not any(due(app).values())
 
 
 @pytest.mark.parametrize(
