@@ -19,7 +19,13 @@ def settings(**more: Any) -> Any:
     return config(pools=(pool.model_copy(update={**hints, **more}),))
 
 
-async def turn(channel: Any, words: str, headers: Mapping[str, str] = {}, status: int = 200) -> str:
+async def turn(
+    channel: Any,
+    words: str,
+    headers: Mapping[str, str] = {},
+    status: int = 200,
+    **more: Any,
+) -> str:
     """One turn to its end; where it went."""
     exchange = Exchange(channel)
     await exchange.headers(more=dict(headers))
