@@ -6,6 +6,7 @@ to one other, or all traffic that goes to the empty ones at once.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -29,7 +30,8 @@ SHOWN = {
     "rehomed_most_over_mean": "re-homed conversations, most over mean",
     "after_growth_ttft_mean_s": "mean TTFT s in the minute after two came",
     "new_share_first_10s": "share of turns to the new ones, first 10 s",
-    "new_share_later": "two to five minutes later",
+    "new_ttft_mean_s": "mean TTFT s at the new ones, first two minutes",
+    "new_share_later": "share two to five minutes later",
 }
 
 
@@ -53,6 +55,9 @@ def run(quick: bool, _: Path | None) -> Result:
     for name in NAMES:
         outcome = outcomes[name] = replay(chats.traffic(SEED), ALL[name](), setting)
         rows[name] = figures(outcome, third)
+    warmed = replace(setting, warm_up=tuple(chats.traffic(SEED).shared()))
+    outcome = replay(chats.traffic(SEED), ALL["priced"](), warmed)
+    rows["priced, with warm-up"] = figures(outcome, third)
     return Result(rows, SHOWN, lambda: draw(outcomes, third))
 
 
@@ -66,6 +71,7 @@ def figures(outcome: Outcome, third: float) -> dict[str, float]:
 
     after_loss, after_growth = within(third, third + 60), within(2 * third, 2 * third + 60)
     taken = rehomed(outcome, third)
+    at_new = ttft[to_new & within(2 * third, 2 * third + 120)]
     return {
         "before_ttft_mean_s": float(ttft[within(third / 2, third)].mean()),
         "after_loss_ttft_mean_s": float(ttft[after_loss].mean()),
@@ -74,6 +80,7 @@ def figures(outcome: Outcome, third: float) -> dict[str, float]:
         "rehomed_most_over_mean": max(taken.values()) / (sum(taken.values()) / 7),
         "after_growth_ttft_mean_s": float(ttft[after_growth].mean()),
         "new_share_first_10s": float(to_new[within(2 * third, 2 * third + 10)].mean()),
+        **({"new_ttft_mean_s": float(at_new.mean())} if at_new.size else {}),
         "new_share_later": float(to_new[within(2.4 * third, 3 * third)].mean()),
     }
 

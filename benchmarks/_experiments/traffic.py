@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from extproc.replay.traffic import Ids, Request, packed
+from extproc.terms import PackedKeys
 
 BLOCK = 64
 FOREVER = 1 << 20
@@ -82,6 +83,12 @@ class ChatTraffic:
         del self._ids[request.chat]
         is_next = self.chats.agents < FOREVER and at < self.chats.seconds
         return self._begin(request.chat + self.chats.agents, at) if is_next else None
+
+    def shared(self) -> list[PackedKeys]:
+        """What the chats of each tenant begin with."""
+        blocks = np.arange(self.chats.prefix // BLOCK, dtype="<u8")
+        tenants = range(len(self.chats.weights))
+        return [packed(blocks + np.uint64((tenant + 1) << 56)) for tenant in tenants]
 
     def _think_s(self, chat: int, chance: random.Random) -> float:
         # Which chats are loops must not depend on what else is drawn.

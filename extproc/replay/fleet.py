@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import exp, inf
 
 from extproc.engines.conditions import LATE_S
-from extproc.index import Held
+from extproc.index import Held, Source, Tier
 from extproc.replay.engine import Engine
 from extproc.replay.router import Choice, Placement, Router
 from extproc.replay.traffic import Request
 from extproc.routing import CERTAIN_S, Assigned, FlowControl, Gaps, Load, must_wait
-from extproc.terms import InstanceId
+from extproc.terms import NO_BLOCK, InstanceId, PackedKeys
 
 SCRAPE_S = 0.2
 """Between two looks at the engines' counters."""
@@ -154,6 +154,11 @@ class Fleet:
         """An engine has come, empty."""
         for router in self._routers:
             router.joined(engine)
+
+    def holds(self, engine: int, keys: PackedKeys, now: float) -> None:
+        """The engine has computed a prefix that no request was placed for: all know at once."""
+        for router in self._routers:
+            router.index.apply(Held(router.names[engine], Tier.GPU, NO_BLOCK, keys, Source.ANSWER))
 
     def look(self, engines: Sequence[Engine], now: float) -> None:
         """See how many wait at the engines, and what they have counted, if it is time."""

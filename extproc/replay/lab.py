@@ -14,6 +14,7 @@ from extproc.replay.outcome import Outcome
 from extproc.replay.router import Placement, Router
 from extproc.replay.traffic import Request, Traffic
 from extproc.routing import Policy, Speed
+from extproc.terms import KEY_BYTES, PackedKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class Setting:
     others: engines that differ from `engine`, by instance. blur: how the routers' knowledge is off;
     what an engine that differs takes is told to nobody. door: for how many seconds a request is
     refused, after which it is sent again; its TTFT counts from when it was sent first. max_wait_s:
-    for which a request waits at the router at most while every engine is busy.
+    for which a request waits at the router at most while every engine is busy. warm_up: prefixes
+    that are computed at an instance as soon as it comes, by requests that count nowhere.
     """
 
     instances: int = 8
@@ -58,6 +60,7 @@ class Setting:
     blur: Blur = field(default_factory=Blur)
     door: Callable[[Request, float], float] = open_door
     max_wait_s: float = 0.0
+    warm_up: tuple[PackedKeys, ...] = ()
 
 
 def replay(
@@ -91,6 +94,7 @@ def replay(
         setting.max_wait_s,
     )
     placements: dict[int, Placement] = {}
+    prefetches: dict[int, Job] = {}
     outcome = Outcome(setting.instances)
     arrivals = traffic.arrivals()
     upcoming: list[tuple[float, int, Request]] = []
@@ -119,9 +123,14 @@ def replay(
     def advance(number: int, now: float) -> None:
         first, ended = engines[number].advance(now)
         for job in first:
+            if id(job) in prefetches:
+                router.holds(number, job.request.keys, now)
+                continue
             router.prefilled(placements[id(job)], now, setting.sees_first_token)
             outcome.first_token(job, number, placements[id(job)].score.cached_tokens)
         for job in ended:
+            if prefetches.pop(id(job), None) is not None:
+                continue
             placement = placements.pop(id(job))
             router.ended(placement, now)
             outcome.ended(job, number, now)
@@ -134,10 +143,18 @@ def replay(
         if is_up:
             bisect.insort(up, number)
             router.joined(number)
+            for keys in setting.warm_up:
+                tokens = len(keys) // KEY_BYTES * block + 1
+                prefetch = Job(Request(now, -1, 0, keys, tokens, 1, keys), now)
+                prefetches[id(prefetch)] = prefetch
+                engines[number].submit(prefetch)
+            set_alarm(number)
             return
         up.remove(number)
         advance(number, now)
         for job in engines[number].drain():
+            if prefetches.pop(id(job), None) is not None:
+                continue
             placement = placements.pop(id(job))
             router.lost(placement, is_prefilled=job.first_token > 0)
             # Who has seen a first token asks again, now; other requests are sent on as they are.
