@@ -30,7 +30,8 @@ class Asked:
     """A request that is to be placed, and what has been found out about it.
 
     encoded: its prompt; None where it is placed by load, for the `reason`. answerer: who alone can
-    go on with it, if that is known. number: differs from request to request. override: what an
+    go on with it, if that is known. number: differs from request to request. at: when it came,
+    by the monotonic clock. override: what an
     operator asks of the pick.
     """
 
@@ -40,6 +41,7 @@ class Asked:
     reason: str
     answerer: Answerer | None
     number: int
+    at: float
     is_conformance: bool
     override: Override
 

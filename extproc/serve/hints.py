@@ -1,10 +1,11 @@
 """When a conversation comes back: what a request says of it, or how its turns came before."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from time import monotonic
 
 from extproc.prompt import Chain
 from extproc.routing import CERTAIN_S
+from extproc.serve.choice import Asked
 from extproc.serve.pool import Pool
 from extproc.serve.wishes import MOST_ERROR_S, Told, told
 from extproc.telemetry import Metrics
@@ -45,15 +46,14 @@ class Hint:
         self._metrics.hints.labels(self._pool.name, source).inc()
 
 
-def hint_of(
-    pool: Pool, headers: Mapping[str, str], session: str, chain: Chain, metrics: Metrics
-) -> Hint | None:
-    """What the request tells; its session has come back. None where nothing is to be learnt.
-
-    chain: of its prompt.
-    """
+def hint_of(asked: Asked, session: str, metrics: Metrics) -> Hint | None:
+    """What the request tells; its session has come back. None where nothing is to be learnt."""
+    pool, headers, encoded = asked.pool, asked.request.headers, asked.encoded
     hints = pool.config.hints
-    if hints is None or not chain.keys:
+    if hints is None or encoded is None or not encoded.chains:
+        return None
+    keys = encoded.chains[0].keys
+    if not keys:
         return None
     said = None
     if hints.header is not None and (text := headers.get(hints.header.lower())) is not None:
@@ -62,10 +62,10 @@ def hint_of(
             metrics.hints.labels(pool.name, "bad").inc()
     client = pool.sessions.key(session) if session and hints.learn else None
     if client is not None:
-        pool.gaps.came(client, monotonic())
+        pool.gaps.came(client, asked.at)
     if said is None and client is None:
         return None
-    return Hint(pool, metrics, said, client, bytes(chain.keys[-KEY_BYTES:]))
+    return Hint(pool, metrics, said, client, bytes(keys[-KEY_BYTES:]))
 
 
 def came_back(pool: Pool, chains: Sequence[Chain]) -> None:

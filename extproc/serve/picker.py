@@ -202,7 +202,9 @@ class Picker:
         number = next(self._turns)
         override = override_of(pool.config, request.headers)
         conformance = self._conformance
-        return Asked(request, pool, encoded, reason, answerer, number, conformance, override)
+        return Asked(
+            request, pool, encoded, reason, answerer, number, monotonic(), conformance, override
+        )
 
     async def _placed(
         self, asked: Asked, stages: Stages, patience: Patience
@@ -215,6 +217,7 @@ class Picker:
         may_wait = line is not None and asked.override.waits
         if line is None or not may_wait or not line.holds(choice):
             return self._place(asked, choice, stages)
+        shed(asked.pool.config, choice.ranking.best)  # now, and not after it has waited
         if not await patience(line.max_wait_s):
             return self._place(asked, choice, stages)
         began = time_ns()
@@ -251,9 +254,7 @@ class Picker:
             uncached,
             self._metrics,
             encoded.tenant if encoded else "",
-            hint_of(pool, request.headers, choice.session, chains[0], self._metrics)
-            if chains
-            else None,
+            hint_of(asked, choice.session, self._metrics),
         )
         placed.start([found.get(best.instance, Depths(0, 0)) for found in choice.known], now)
         self._count(pool, encoded, ranking, reason, stages)

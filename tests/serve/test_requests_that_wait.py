@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from extproc.config import FlowControl
+from extproc.config import FlowControl, Shed
 from extproc.serve import App
 from extproc.stream.headers import PATIENCE
 from extproc.terms import InstanceId
@@ -172,6 +172,15 @@ async def test_nobody_waits_longer_than_the_limit() -> None:
         exchange = await asked(channel, chat(LONG))
         assert asks_for_time(await exchange.read())
         assert endpoints(await exchange.read())
+
+
+async def test_what_would_be_refused_after_its_wait_is_refused_before_it() -> None:
+    waits = FlowControl(max_wait_s=9)
+    async with serving(flow_control=waits, shed=Shed(max_wait_s=5)) as (app, channel):
+        learn(app)
+        occupy(app, 60.0)
+        exchange = await asked(channel, chat(LONG))
+        assert (await exchange.read()).immediate_response.status.code == 429
 
 
 async def test_in_a_mode_without_time_outs_no_time_is_asked_for() -> None:
