@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import exp2
 from typing import NamedTuple
 
 from extproc.terms import InstanceId
 
 MEMORY_S = 120.0
-"""Seconds of prefill after which what was learnt before counts half."""
+"""Seconds of prefill, a mean instance's, after which what was learnt before counts half."""
 
 PRIOR_TOKENS, _PRIOR_REQUESTS = 200.0, 0.2
 """What is assumed beforehand counts like a fifth of a request of 1,000 tokens that was seen."""
@@ -21,6 +22,9 @@ _FASTEST, _SLOWEST = 1e7, 1.0
 _LONGEST_S = 1e5
 _MOST_OVERHEAD_S = 1.0
 
+_NOTHING = 1e-3
+"""Requests, where older ones have faded, that say nothing."""
+
 _MOST_SPARE_S = 60.0
 """Time without prefills that is kept for later ones: they are counted when their answers end."""
 
@@ -29,14 +33,17 @@ WARM_UP = 10
 """First requests of an engine that are left out: it compiles and allocates for them."""
 
 CERTAIN = 30
-"""Further requests before what was learnt of an engine is believed."""
+"""Further requests before what was learnt is believed."""
 
-FRESH_S = 30.0
-"""So long it is believed without news. One that is thought slow gets no requests, and without them
-nobody would ever learn that it is not: after a while it is given some again."""
+ALIKE_TOKENS = 5_000.0
+"""That an engine is like the others counts as much as so much work of its own."""
+
+OWN_MEMORY_S = 30.0
+"""Seconds after which what an engine has shown of itself counts half. One that is thought slow gets
+few requests, and without them nobody would ever learn that it is not."""
 
 SAME = 1.4
-"""Up to this ratio an engine is as fast as the mean. An idle pool would otherwise send all to the
+"""Up to this ratio an engine is as fast as the others. An idle pool would otherwise send all to the
 one of two that is a little faster, and fill its cache alone."""
 
 
@@ -46,9 +53,14 @@ class Speed(NamedTuple):
     rate: float
     overhead_s: float = 0.0
 
-    def seconds(self, tokens: float) -> float:
-        """What a prefill of so many uncached tokens takes."""
-        return tokens / self.rate + self.overhead_s
+    def seconds(self, tokens: float, requests: float = 1.0) -> float:
+        """What prefills of so many uncached tokens take."""
+        return tokens / self.rate + self.overhead_s * requests
+
+    def times(self, slowness: float) -> "Speed":
+        """Of an engine that takes so many times longer for everything."""
+        rate = min(max(self.rate / slowness, _SLOWEST), _FASTEST)
+        return Speed(rate, min(self.overhead_s * slowness, _MOST_OVERHEAD_S))
 
 
 @dataclass(slots=True)
@@ -58,7 +70,7 @@ class _Fit:
     Windows are weighed by their work, which does not depend on the speed: of an engine that has
     become slower, what was fast before does not outweigh what is seen now.
 
-    spare_s: of the time up to `at`, what no prefill has been counted for. count: of its requests.
+    count: of requests.
     """
 
     requests_requests: float = 0.0
@@ -66,28 +78,18 @@ class _Fit:
     tokens_tokens: float = 0.0
     requests_seconds: float = 0.0
     tokens_seconds: float = 0.0
-    at: float | None = None
-    spare_s: float = 0.0
     count: float = 0.0
 
-    def possible(self, seconds: float, now: float) -> float:
-        """So much of what was counted as can have been since it was looked at before."""
-        passed_s = now - self.at if self.at is not None else seconds
-        self.spare_s = min(self.spare_s + max(passed_s, 0.0), _MOST_SPARE_S)
-        self.at = now
-        possible = min(seconds, self.spare_s)
-        self.spare_s -= possible
-        return possible
-
-    def add(self, seconds: float, requests: float, tokens: float) -> None:
+    def add(self, seconds: float, requests: float, tokens: float, memory_s: float) -> None:
         """A window. Older ones fade with the time that engines prefilled, not with idle time."""
-        kept = 0.5 ** (seconds / MEMORY_S)
+        kept = 0.5 ** (seconds / memory_s)
         weight = 1.0 / (tokens + _REQUEST_TOKENS * requests)
         self.requests_requests = kept * self.requests_requests + weight * requests * requests
         self.requests_tokens = kept * self.requests_tokens + weight * requests * tokens
         self.tokens_tokens = kept * self.tokens_tokens + weight * tokens * tokens
         self.requests_seconds = kept * self.requests_seconds + weight * requests * seconds
         self.tokens_seconds = kept * self.tokens_seconds + weight * tokens * seconds
+        self.count += requests
 
     def speed(self, prior: Speed) -> Speed:
         """The least squares, with what is assumed beforehand as further windows."""
@@ -103,13 +105,68 @@ class _Fit:
         return Speed(max(rate, _SLOWEST), overhead)
 
 
+@dataclass(slots=True)
+class _Own:
+    """What one engine has counted of late.
+
+    spare_s: of the time up to `at`, what no prefill has been counted for. count: of all its
+    requests.
+    """
+
+    at: float | None = None
+    spare_s: float = 0.0
+    count: float = 0.0
+    requests: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+    def possible(self, seconds: float, now: float) -> float:
+        """So much of what was counted as can have been since it was looked at before."""
+        passed_s = now - self.at if self.at is not None else seconds
+        self.spare_s = min(self.spare_s + max(passed_s, 0.0), _MOST_SPARE_S)
+        self.fade(passed_s)
+        self.at = now
+        possible = min(seconds, self.spare_s)
+        self.spare_s -= possible
+        return possible
+
+    def add(self, seconds: float, requests: float, tokens: float) -> None:
+        """A window."""
+        self.requests += requests
+        self.tokens += tokens
+        self.seconds += seconds
+
+    def slowness(self, usual: Speed, now: float) -> float:
+        """How many times longer than usual it takes."""
+        expected_s = usual.seconds(self.tokens, self.requests)
+        if self.requests < _NOTHING or expected_s <= 0:
+            return 1.0
+        work = self.tokens + _REQUEST_TOKENS * self.requests
+        if self.at is not None:
+            work *= _kept(now - self.at)
+        return float((self.seconds / expected_s) ** (work / (work + ALIKE_TOKENS)))
+
+    def fade(self, passed_s: float) -> None:
+        """So much time has passed."""
+        kept = _kept(passed_s)
+        self.requests *= kept
+        self.tokens *= kept
+        self.seconds *= kept
+
+
+def _kept(passed_s: float) -> float:
+    return exp2(-max(passed_s, 0.0) / OWN_MEMORY_S)
+
+
 class Rates:
     """What a prefill takes at each instance of a pool: `seconds = overhead + tokens / rate`.
 
-    An engine that counts prefill seconds, prefilled requests and computed tokens tells both, window
-    by window (least squares that forgets; MEMORY_S). Where it counts nothing, or not enough, not
-    lately, or not much else than the others (WARM_UP, CERTAIN, FRESH_S, SAME), an instance is taken
-    to be like the mean of those that do, and without any like the prior.
+    Engines that count prefill seconds, prefilled requests and computed tokens tell both, window by
+    window (least squares over all of them that forgets; MEMORY_S). What one of them takes for its
+    own work, against what all would in the mean, says how many times slower it is: one number,
+    since rate and overhead of one engine alone are told apart by chance as much as by what it is.
+    One of which nothing is known, or not much else than of the others (SAME), counts as they do,
+    and all count as the prior until enough was counted (WARM_UP, CERTAIN).
 
     What an engine counts as prefill seconds runs from a request's first step to its first token, so
     requests that are prefilled in one batch count the same time twice, and decoding beside them
@@ -119,17 +176,17 @@ class Rates:
 
     def __init__(self, prior: Speed) -> None:
         self._prior = prior
-        self._fits: dict[InstanceId, _Fit] = {}
-        self._speeds: dict[InstanceId, Speed] = {}
+        self._fit = _Fit()
+        self._own: dict[InstanceId, _Own] = {}
+        self._others: dict[InstanceId, _Own] = {}
+        """Those of them that are not as the rest."""
         self._at = 0.0
         self.mean = prior
 
     def assume(self, prior: Speed) -> None:
-        """Take another prior. O(instances)."""
-        if prior != self._prior:
-            self._prior = prior
-            self._speeds = {name: self._fits[name].speed(prior) for name in self._speeds}
-            self._note_mean()
+        """Take another prior."""
+        self._prior = prior
+        self._note_mean()
 
     def observe(
         self,
@@ -139,51 +196,57 @@ class Rates:
         tokens: float,
         now: float | None = None,
     ) -> None:
-        """An engine has counted so much more. What cannot be is left out. O(instances).
+        """An engine has counted so much more. What cannot be is left out.
 
         now: when it was looked at; without it the seconds are taken to be its time alone.
         """
         if not (0 < seconds < _LONGEST_S and requests >= 1 and tokens >= 0):
             return
-        fit = self._fits.get(instance) or _Fit()
-        if now is not None:
-            seconds = fit.possible(seconds, now)
+        own = self._own.get(instance) or _Own()
+        if now is None:
+            own.fade(seconds)
+        else:
+            seconds = own.possible(seconds, now)
             self._at = max(self._at, now)
-        if seconds * _SLOWEST <= tokens + requests <= seconds * _FASTEST:
-            self._fits[instance] = fit
-            fit.count += requests
-            if fit.count > WARM_UP:
-                fit.add(seconds, requests, tokens)
-            if fit.count > WARM_UP + CERTAIN:
-                self._speeds[instance] = fit.speed(self._prior)
-                self._note_mean()
+        if not seconds * _SLOWEST <= tokens + requests <= seconds * _FASTEST:
+            return
+        self._own[instance] = own
+        own.count += requests
+        if own.count > WARM_UP:
+            self._fit.add(seconds, requests, tokens, MEMORY_S * len(self._own))
+            self._note_mean()
+            own.add(seconds, requests, tokens)
+            if self.are_learnt and not _is_same(own.slowness(self.mean, self._at)):
+                self._others[instance] = own
+            else:
+                self._others.pop(instance, None)
 
     @property
     def are_learnt(self) -> bool:
-        """Whether any engine has told enough to be believed."""
-        return bool(self._speeds)
+        """Whether engines have told enough to be believed."""
+        return self._fit.count > CERTAIN
 
     def of(self, instance: InstanceId) -> Speed:
         """What is known of the instance."""
-        speed = self._speeds.get(instance)
-        if speed is None or 1 / SAME < speed.rate / self.mean.rate < SAME:
+        own = self._others.get(instance)
+        if own is None:
             return self.mean
-        at = self._fits[instance].at
-        return speed if at is None or self._at - at <= FRESH_S else self.mean
+        slowness = own.slowness(self.mean, self._at)
+        return self.mean if _is_same(slowness) else self.mean.times(slowness)
 
     def keep(self, instances: Iterable[InstanceId]) -> None:
         """Forget all others: one that comes back may be another machine."""
         there = frozenset(instances)
-        if not self._fits.keys() <= there:
-            self._fits = {name: fit for name, fit in self._fits.items() if name in there}
-            self._speeds = {name: one for name, one in self._speeds.items() if name in there}
-            self._note_mean()
+        if not self._own.keys() <= there:
+            self._own = {name: own for name, own in self._own.items() if name in there}
+            self._others = {name: own for name, own in self._others.items() if name in there}
+            if not self._own:
+                self._fit = _Fit()
+                self._note_mean()
 
     def _note_mean(self) -> None:
-        speeds = self._speeds.values()
-        count = len(speeds)
-        self.mean = (
-            Speed(sum(s.rate for s in speeds) / count, sum(s.overhead_s for s in speeds) / count)
-            if speeds
-            else self._prior
-        )
+        self.mean = self._fit.speed(self._prior) if self.are_learnt else self._prior
+
+
+def _is_same(slowness: float) -> bool:
+    return 1 / SAME < slowness < SAME

@@ -24,17 +24,17 @@ def test_what_a_prefill_takes_beside_its_tokens_waits_too() -> None:
 
 
 def test_each_instance_works_off_its_load_at_its_own_rate() -> None:
-    outlook = told(1_000.0)
-    for tokens in (500, 1_000) * 50:
-        outlook.rates.observe(A, tokens / 1_000, 1, tokens)
-        outlook.rates.observe(B, tokens / 100, 1, tokens)
+    outlook = told(10_000.0)
+    for tokens in (5_000, 10_000) * 50:
+        outlook.rates.observe(A, tokens / 10_000, 1, tokens)
+        outlook.rates.observe(B, tokens / 1_000, 1, tokens)
     for name in (A, B):
-        outlook.start(name, 1_000.0, 0.0)
+        outlook.start(name, 10_000.0, 0.0)
     fast, slow = outlook.loads([A, B], 5.0)
     assert fast.waiting == 0
-    assert slow.waiting > 400
+    assert slow.waiting > 4_000
     view = outlook.view(CANDIDATES, [fast, slow], 2, 5.0)
-    assert view.instances[1].prefill_rate == pytest.approx(100, rel=0.2)
+    assert view.instances[1].prefill_rate == pytest.approx(1_000, rel=0.2)
 
 
 def test_requests_a_second_are_right_from_the_first_on() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing import Rates, Speed
+from extproc.routing.rates import CERTAIN, WARM_UP
 from extproc.terms import InstanceId
 
 A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
@@ -53,14 +54,11 @@ def test_an_engine_that_becomes_slower_is_noticed() -> None:
     assert rates.of(A).rate == pytest.approx(2_000, rel=0.1)
 
 
-def test_who_tells_nothing_is_taken_to_be_like_the_mean_of_the_others() -> None:
+def test_who_tells_nothing_is_taken_to_take_what_the_others_take_in_the_mean() -> None:
     rates = Rates(PRIOR)
     assert rates.of(C) == rates.mean == PRIOR
-    for name, rate in ((A, 10_000.0), (B, 30_000.0)):
-        for _ in range(100):
-            for tokens in (8_000, 2_000):
-                rates.observe(name, Speed(rate).seconds(tokens), 1, tokens)
-    assert rates.mean.rate == pytest.approx(20_000, rel=0.05)
+    speeds(rates, a=10_000.0, b=30_000.0)
+    assert 1 / rates.mean.rate == pytest.approx((1 / 10_000 + 1 / 30_000) / 2, rel=0.05)
     assert rates.of(C) == rates.mean
     assert rates.of(A).rate < rates.of(C).rate < rates.of(B).rate
 
@@ -142,6 +140,29 @@ def test_an_engine_that_is_thought_slow_is_tried_again_after_a_while() -> None:
     speeds(rates, a=20_000.0, b=2_000.0)
     assert rates.of(B).rate < rates.of(A).rate / 5
     speeds(rates, now=1_000.0, a=20_000.0)
+    assert rates.of(B) == rates.mean
+
+
+def test_engines_that_are_alike_stay_so_whatever_each_is_given_to_do() -> None:
+    """A stall of a second among short prompts here, and only long ones there."""
+    rates, true = Rates(PRIOR), Speed(30_000.0, 0.02)
+    for step in range(200):
+        now = 10.0 + step
+        rates.observe(A, true.seconds(200) + 0.2 * (step == 50), 1, 200, now)
+        rates.observe(B, true.seconds(3_000) * 1.15, 1, 3_000, now)
+        if step > WARM_UP + CERTAIN:
+            assert rates.of(A) == rates.of(B) == rates.mean
+
+
+def test_one_prefill_that_took_long_is_soon_forgotten() -> None:
+    rates, true = Rates(PRIOR), Speed(30_000.0, 0.02)
+    for step in range(40):
+        for name in (A, B):
+            rates.observe(name, true.seconds(3_000), 1, 3_000, float(step))
+    rates.observe(B, true.seconds(3_000) + 5, 1, 3_000, 40.0)
+    assert rates.of(B).rate < rates.mean.rate
+    for step in range(41, 200):
+        rates.observe(A, true.seconds(3_000), 1, 3_000, float(step))
     assert rates.of(B) == rates.mean
 
 
