@@ -29,7 +29,7 @@ RETRY_S = 10.0
 """So long after a request that could not connect an instance without metrics is tried again."""
 
 
-LATE_S = 1.0
+LATE_S = 0.5
 """Seconds of prefill by which more may wait at an engine than is predicted to, before that counts:
 what waits there is of its usual size only on average."""
 
@@ -97,12 +97,14 @@ class Conditions:
     """Those of all instances that are listed. now: monotonic seconds, everywhere.
 
     prefilled: told what an engine has prefilled since it was looked at before: seconds, requests,
-    uncached tokens, and now. rate: tokens a second that an instance prefills.
+    uncached tokens, and now. restarted: told that another process counts now. rate: tokens a second
+    that an instance prefills.
     """
 
     def __init__(self) -> None:
         self.rate: Callable[[InstanceId], float] = _unknown_rate
         self.prefilled: Callable[[InstanceId, float, float, float, float], None] = _nobody_learns
+        self.restarted: Callable[[InstanceId], None] = _nobody_learns
         self.changes = 0
         """Counts what own looks brought, to see whether there is something new to tell others."""
         self._of: dict[InstanceId, Condition] = {}
@@ -264,7 +266,9 @@ class Conditions:
         before = condition.reading
         if before is not None and reading is not None:
             prefilled = reading.prefilled_since(before)
-            if prefilled is not None and prefilled[1]:
+            if reading.restarted_since(before):
+                self.restarted(condition.instance.id)
+            elif prefilled is not None and prefilled[1]:
                 self.prefilled(condition.instance.id, *prefilled, now)
         condition.reading, condition.read_at = reading, now
         condition.fresh_s = fresh_s if reading is not None else NEVER_S

@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 
@@ -11,7 +11,17 @@ from extproc.index import Held, Source, Tier
 from extproc.replay.engine import Engine
 from extproc.replay.router import Choice, Placement, Router
 from extproc.replay.traffic import Request
-from extproc.routing import CERTAIN_S, Assigned, FlowControl, Gaps, Load, must_wait
+from extproc.routing import (
+    CERTAIN_S,
+    Assigned,
+    FlowControl,
+    Gaps,
+    Load,
+    Rates,
+    Speed,
+    must_wait,
+)
+from extproc.routing.rates import is_same
 from extproc.terms import NO_BLOCK, InstanceId, PackedKeys
 
 SCRAPE_S = 0.2
@@ -49,6 +59,20 @@ class _News:
     replica: int
     loads: dict[InstanceId, Load]
     assigned: Assigned
+
+
+class _WrongRates(Rates):
+    """Until engines have told, each is believed to take this many times longer, if `is_same` does
+    not take that for nothing."""
+
+    def __init__(self, prior: Speed, wrong: Mapping[InstanceId, float]) -> None:
+        super().__init__(prior)
+        self._wrong = wrong
+
+    def of(self, instance: InstanceId) -> Speed:
+        speed = super().of(instance)
+        wrong = self._wrong[instance]
+        return speed if self.are_learnt or is_same(wrong) else speed.times(wrong)
 
 
 class Fleet:
@@ -184,15 +208,10 @@ class Fleet:
     def _mislead(self, router: Router) -> None:
         """Have it believe in other speeds than it was told."""
         error = self._blur.speed_error
-        if not error:
-            return
-        chance = random.Random(1)  # noqa: S311 - the same for all replicas, which share their looks
-        true = router.outlook.rates.mean
-        for name in router.names:
-            factor = 1.0 + error * (2.0 * chance.random() - 1.0)
-            for tokens in (500, 4_000, 16_000) * 20:
-                seconds = factor * true.seconds(tokens)
-                router.outlook.rates.observe(name, seconds, 1, tokens)
+        if error:
+            chance = random.Random(1)  # noqa: S311 - the same for all replicas: they look together
+            wrong = {name: 1.0 + error * (2.0 * chance.random() - 1.0) for name in router.names}
+            router.outlook.rates = _WrongRates(router.outlook.rates.mean, wrong)
 
     def _spread(self, source: Router, fact: Held, now: float) -> None:
         """A fact reaches its replica's index after `stale_s`, the others' after `late_s` more."""

@@ -35,8 +35,14 @@ WARM_UP = 10
 CERTAIN = 30
 """Further requests before what was learnt is believed."""
 
-ALIKE_TOKENS = 5_000.0
-"""That an engine is like the others counts as much as so much work of its own."""
+ALIKE_S = 2.0
+"""That an engine is like the others counts as much as so many seconds of its own prefills. In an
+idle pool little is seen, and little is to be gained: a cache that is filled alone costs more than a
+slower prefill."""
+
+STALL = 4.0
+"""A window that took more than so many times what was expected counts as so many: an engine that is
+slow is so again, and one that has stalled once is not slow."""
 
 OWN_MEMORY_S = 30.0
 """Seconds after which what an engine has shown of itself counts half. One that is thought slow gets
@@ -130,21 +136,21 @@ class _Own:
         self.spare_s -= possible
         return possible
 
-    def add(self, seconds: float, requests: float, tokens: float) -> None:
+    def add(self, seconds: float, requests: float, tokens: float, usual: Speed) -> None:
         """A window."""
+        before_s = usual.seconds(self.tokens, self.requests)
+        ratio = max(self.seconds / before_s, 1.0) if before_s > 0 else 1.0
         self.requests += requests
         self.tokens += tokens
-        self.seconds += seconds
+        self.seconds += min(seconds, STALL * ratio * usual.seconds(tokens, requests))
 
     def slowness(self, usual: Speed, now: float) -> float:
         """How many times longer than usual it takes."""
         expected_s = usual.seconds(self.tokens, self.requests)
         if self.requests < _NOTHING or expected_s <= 0:
             return 1.0
-        work = self.tokens + _REQUEST_TOKENS * self.requests
-        if self.at is not None:
-            work *= _kept(now - self.at)
-        return float((self.seconds / expected_s) ** (work / (work + ALIKE_TOKENS)))
+        seen_s = self.seconds if self.at is None else self.seconds * _kept(now - self.at)
+        return float((self.seconds / expected_s) ** (seen_s / (seen_s + ALIKE_S)))
 
     def fade(self, passed_s: float) -> None:
         """So much time has passed."""
@@ -213,13 +219,19 @@ class Rates:
         self._own[instance] = own
         own.count += requests
         if own.count > WARM_UP:
-            self._fit.add(seconds, requests, tokens, MEMORY_S * len(self._own))
+            longest_s = STALL * self.mean.seconds(tokens, requests) if self.are_learnt else seconds
+            self._fit.add(min(seconds, longest_s), requests, tokens, MEMORY_S * len(self._own))
             self._note_mean()
-            own.add(seconds, requests, tokens)
-            if self.are_learnt and not _is_same(own.slowness(self.mean, self._at)):
+            own.add(seconds, requests, tokens, self.mean)
+            if self.are_learnt and not is_same(own.slowness(self.mean, self._at)):
                 self._others[instance] = own
             else:
                 self._others.pop(instance, None)
+
+    def restarted(self, instance: InstanceId) -> None:
+        """Another process is there now, which warms up."""
+        self._own.pop(instance, None)
+        self._others.pop(instance, None)
 
     @property
     def are_learnt(self) -> bool:
@@ -232,7 +244,7 @@ class Rates:
         if own is None:
             return self.mean
         slowness = own.slowness(self.mean, self._at)
-        return self.mean if _is_same(slowness) else self.mean.times(slowness)
+        return self.mean if is_same(slowness) else self.mean.times(slowness)
 
     def keep(self, instances: Iterable[InstanceId]) -> None:
         """Forget all others: one that comes back may be another machine."""
@@ -248,5 +260,6 @@ class Rates:
         self.mean = self._fit.speed(self._prior) if self.are_learnt else self._prior
 
 
-def _is_same(slowness: float) -> bool:
+def is_same(slowness: float) -> bool:
+    """Whether an engine that takes so many times longer than usual counts as the others do."""
     return 1 / SAME < slowness < SAME

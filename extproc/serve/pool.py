@@ -92,6 +92,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         self.members.conditions.prefilled = self.outlook.rates.observe
+        self.members.conditions.restarted = self.outlook.rates.restarted
         self.members.conditions.rate = self.outlook.rate
 
     @property

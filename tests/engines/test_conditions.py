@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from extproc.engines import Conditions, Instance, State
-from extproc.engines.conditions import MOST_FAILURES, RETRY_S
+from extproc.engines.conditions import LATE_S, MOST_FAILURES, RETRY_S
 from extproc.engines.metrics import Reading
 from extproc.routing import Load, LoadLedger
 from extproc.terms import Endpoint, InstanceId
@@ -208,6 +208,23 @@ class TestPrefills:
         assert self.prefilled(self.reading(10, 5_000, 80_000), later) == []
         assert self.prefilled(self.reading(10, 5_000, 80_000), self.reading(2, 500, 8_000)) == []
 
+    @pytest.mark.parametrize(
+        ("later", "restarts"),
+        [
+            ((12, 5_500, 88_000), []),
+            ((12, 5_500, 88_000, 1000.0), [A.id]),
+            ((2, 500, 8_000), [A.id]),
+        ],
+        ids=["the same process", "another start", "counters that fell"],
+    )
+    def test_a_restart_is_told(self, later: tuple[float, ...], restarts: list[InstanceId]) -> None:
+        conditions = listed()
+        seen: list[InstanceId] = []
+        conditions.restarted = seen.append
+        for reading in (self.reading(10, 5_000, 80_000), self.reading(*later)):
+            told(conditions, A, reading)
+        assert seen == restarts
+
     def test_nothing_is_told_of_an_engine_that_does_not_count(self) -> None:
         silent = Reading(running=0, waiting=0)
         assert self.prefilled(silent, self.reading(1, 2, 3), silent) == []
@@ -236,9 +253,9 @@ class TestLoad:
         told(conditions, A, busy, ours=5, queued=1)
         assert self.loads(conditions, Load(100.0, 5)) == [Load(100.0 + 3 * 1000, 5)]
 
-    def test_a_second_of_prefill_more_than_predicted_is_nothing(self) -> None:
+    def test_a_little_more_than_predicted_is_nothing(self) -> None:
         conditions = listed()
-        conditions.rate = lambda _: 2_500.0
+        conditions.rate = lambda _: 2_500.0 / LATE_S
         busy = Reading(running=1, waiting=4, prompt_tokens=9000, cached_tokens=1000, requests=7)
         told(conditions, A, busy, ours=5, queued=2)
         assert self.loads(conditions, Load(100.0, 5)) == [Load(100.0, 5)]

@@ -7,6 +7,7 @@ from heapq import merge
 import numpy as np
 import pytest
 
+from extproc.engines.conditions import LATE_S
 from extproc.replay.engine import Engine, EngineModel, Job
 from extproc.replay.fleet import Blur, Fleet
 from extproc.replay.formats import SharedPrefix
@@ -61,9 +62,9 @@ def test_an_unknown_prompt_is_neither_found_nor_remembered() -> None:
 
 def test_wrong_speeds_are_wrong_by_no_more_than_was_asked_for() -> None:
     _, (router,) = fleet(Blur(speed_error=0.5))
-    for name in router.names:
-        assert 1_000 / 1.55 <= router.outlook.rate(name) <= 1_000 / 0.45
-    assert router.outlook.rate(router.names[0]) != pytest.approx(1_000, rel=0.02)
+    rates = [router.outlook.rate(name) for name in router.names]
+    assert all(1_000 / 1.5 <= rate <= 1_000 / 0.5 for rate in rates)
+    assert max(rates) > 1.2 * min(rates)
 
 
 def test_the_speeds_of_unequal_engines_are_learnt_and_pay() -> None:
@@ -101,7 +102,7 @@ def test_a_queue_at_an_engine_that_is_slower_than_believed_is_seen() -> None:
     engine.computed_tokens, engine.prefilled = 10_000, 10
     one.look([engine], 50.0)
     assert router.outlook.loads([router.names[0]], 50.0)[0].waiting == 0
-    assert router.beyond[0] == 3 * 1_000 - 1_000  # but for a second's worth
+    assert router.beyond[0] == 3 * 1_000 - LATE_S * 1_000
 
 
 def test_requests_that_wait_at_the_router_are_placed_shortest_first_and_all_of_them() -> None:

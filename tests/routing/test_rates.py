@@ -154,15 +154,46 @@ def test_engines_that_are_alike_stay_so_whatever_each_is_given_to_do() -> None:
             assert rates.of(A) == rates.of(B) == rates.mean
 
 
-def test_one_prefill_that_took_long_is_soon_forgotten() -> None:
+def test_an_engine_that_has_stalled_once_is_not_slow() -> None:
     rates, true = Rates(PRIOR), Speed(30_000.0, 0.02)
-    for step in range(40):
+    for step in range(60):
         for name in (A, B):
             rates.observe(name, true.seconds(3_000), 1, 3_000, float(step))
-    rates.observe(B, true.seconds(3_000) + 5, 1, 3_000, 40.0)
-    assert rates.of(B).rate < rates.mean.rate
-    for step in range(41, 200):
-        rates.observe(A, true.seconds(3_000), 1, 3_000, float(step))
+    rates.observe(B, true.seconds(3_000) + 5, 1, 3_000, 60.0)
+    assert rates.of(B) == rates.mean
+    assert rates.mean.seconds(3_000) < 1.5 * true.seconds(3_000)
+
+
+def test_one_that_goes_on_being_slow_is() -> None:
+    rates, true = Rates(PRIOR), Speed(30_000.0, 0.02)
+    for step in range(60):
+        for name in (A, B):
+            rates.observe(name, true.seconds(3_000), 1, 3_000, float(step))
+    for step in range(60, 80):
+        rates.observe(B, 10 * true.seconds(3_000), 1, 3_000, 2.0 * step)
+        rates.observe(A, true.seconds(3_000), 1, 3_000, 2.0 * step)
+    assert rates.of(B).seconds(3_000) > 3 * rates.of(A).seconds(3_000)
+
+
+def test_in_a_pool_with_little_to_do_engines_count_as_alike() -> None:
+    """One of the two took twice as long for the one second of work that either had."""
+    rates, true = Rates(PRIOR), Speed(30_000.0, 0.005)
+    for step in range(100):
+        rates.observe(A, true.seconds(150), 1, 150, float(step))
+        rates.observe(B, 2 * true.seconds(150), 1, 150, float(step))
+        assert rates.of(A) == rates.of(B) == rates.mean
+
+
+def test_an_engine_that_was_started_again_warms_up_again() -> None:
+    rates, true = Rates(PRIOR), Speed(30_000.0, 0.02)
+    for step in range(60):
+        for name in (A, B):
+            rates.observe(name, true.seconds(3_000), 1, 3_000, float(step))
+    before = rates.mean
+    rates.restarted(B)
+    for step in range(WARM_UP):
+        rates.observe(B, 3.0, 1, 3_000, 61.0 + 4 * step)
+    assert rates.mean == before
     assert rates.of(B) == rates.mean
 
 
