@@ -110,22 +110,21 @@ async def test_a_request_waits_while_all_are_busy_and_then_has_its_pick() -> Non
 async def test_the_shortest_prefill_is_picked_for_first() -> None:
     async with serving(flow_control=FlowControl(max_wait_s=9)) as (app, channel):
         learn(app)
-        occupy(app, 0.6)
-        order = []
-
-        async def picked(name: str, exchange: Patient) -> None:
+        (there, *others) = ENDPOINTS
+        for name in others:
+            app.pools[0].outlook.start(InstanceId(name), 3_600 * RATE, monotonic())
+        running = await asked(channel, chat(LONG * 60))
+        assert endpoints(await running.read())[0] == ENDPOINTS[there]
+        long = await asked(channel, chat("Longer. " + LONG * 60))
+        await until(app, 1)
+        short = await asked(channel, chat("Shorter. " + LONG * 30))
+        await until(app, 2)
+        await running.end()
+        for exchange, waiting in ((short, 1), (long, 0)):
             assert asks_for_time(await exchange.read())
-            assert endpoints(await exchange.read())
-            order.append(name)
-
-        tasks = []
-        for number, (name, words) in enumerate((("long", LONG * 9), ("short", "Hi"))):
-            exchange = await asked(channel, chat(words))
-            tasks.append(asyncio.ensure_future(picked(name, exchange)))
-            await until(app, number + 1)
-        occupy(app, 0.1)  # so that not all three are free for both at once
-        await asyncio.gather(*tasks)
-        assert order == ["short", "long"]
+            assert endpoints(await exchange.read())[0] == ENDPOINTS[there]
+            await until(app, waiting)
+            await exchange.end()
 
 
 @pytest.mark.parametrize(
