@@ -14,6 +14,7 @@ from extproc.config.model import (
     Instance,
     KubernetesDiscovery,
     Pool,
+    Proxy,
     TlsFiles,
 )
 from extproc.config.source import FieldPath, Finding, spell_field
@@ -48,6 +49,7 @@ def check(config: Config) -> Iterator[Finding]:
         yield from check_instances(("pools", p, "instances"), pool.instances)
         yield from _check_files(("pools", p), pool)
         yield from _check_events(("pools", p), pool)
+        yield from _check_hints(("pools", p, "hints", "tool_calls"), pool, config.proxy)
     if config.endpoints_file is not None and not config.endpoints_file.parent.is_dir():
         yield Finding(("endpoints_file",), f"{config.endpoints_file.parent} is not a folder")
     yield from _check_limits(config)
@@ -119,6 +121,17 @@ def _check_events(at: FieldPath, pool: Pool) -> Iterator[Finding]:
             "does not say whose a block is; tenants are kept apart by their cache_salt alone,"
             " so leave out tenant_header",
         )
+
+
+def _check_hints(at: FieldPath, pool: Pool, proxy: Proxy) -> Iterator[Finding]:
+    if pool.hints is None or not pool.hints.tool_calls:
+        return
+    if pool.session_header is None:
+        yield Finding(at, "is learnt per session: needs the pool's session_header")
+    if not pool.hints.learn:
+        yield Finding(at, "is learnt: needs learn: true")
+    if not proxy.shows_answers:
+        yield Finding(at, "needs a proxy that shows answers: proxy.mode_override: true")
 
 
 def _check_files(at: FieldPath, pool: Pool) -> Iterator[Finding]:

@@ -386,8 +386,17 @@ class Hints(Section):
     """Request header with the seconds from the answer's end to the next turn: `1.5`, taken to be a
     tenth off at most, or `30;error=0.5`. One that is more than a second off is not used."""
 
+    metadata: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Key in the request body's `metadata` with the same, for clients that set no headers; the
+    header counts where both are given."""
+
     learn: bool = True
     """Whether it is learnt, per session of `session_header`, from how regularly its turns came."""
+
+    tool_calls: bool = False
+    """Whether answers are read for calls of tools, and what follows those is learnt by itself.
+    Needs `session_header`, `learn`, and a proxy that shows answers (`proxy.mode_override`, or
+    a `proxy.response_body_mode`)."""
 
 
 class FlowControl(Section):
@@ -663,6 +672,11 @@ class Proxy(Section):
     """Whether it follows `mode_override` (Envoy's `allow_mode_override`; `envoy-config` sets it).
     Homing then asks for the bodies that it needs, and declines those that nothing reads. A proxy
     that ignores it loses picks in `STREAMED` and `NONE`."""
+
+    @property
+    def shows_answers(self) -> bool:
+        """Whether Homing can see the bodies of answers."""
+        return self.mode_override or self.response_body_mode != "NONE"
 
 
 class EnvoyTls(Section):

@@ -150,6 +150,7 @@ def _listener(config: Config) -> Listener:
 def _connection_manager(config: Config) -> HttpConnectionManager:
     options = config.envoy
     renames = any(m.rewrite_aliases and m.aliases for pool in config.pools for m in pool.models)
+    reads = any(pool.hints is not None and pool.hints.tool_calls for pool in config.pools)
     return HttpConnectionManager(
         stat_prefix="clients",
         # The engine is told who asks (x-forwarded-for), and no client can tell it otherwise.
@@ -164,7 +165,7 @@ def _connection_manager(config: Config) -> HttpConnectionManager:
         ],
         route_config=_routes(options),
         http_filters=[
-            _http_filter("ext_proc", ext_proc(options, changes_answers=renames)),
+            _http_filter("ext_proc", ext_proc(options, shows_answers=renames or reads)),
             _http_filter("router", Router()),
         ],
     )

@@ -38,11 +38,11 @@ _MOST_MESSAGE_TIME = timedelta(seconds=10)
 """How far a message may stretch its own time-out."""
 
 
-def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> ExternalProcessor:
+def ext_proc(options: EnvoyOptions, *, shows_answers: bool = False) -> ExternalProcessor:
     """The filter for a picker that reads request bodies and sees of answers the headers only.
 
-    changes_answers: whether it also changes the bodies of some answers, for which it asks where
-        Envoy lets it. In FULL_DUPLEX_STREAMED Envoy does not, so it is shown all of them.
+    shows_answers: whether it also reads the bodies of some answers, or changes them, for which it
+        asks where Envoy lets it. In FULL_DUPLEX_STREAMED Envoy does not, so it is shown all.
 
     Fails open: an error or a time-out of the picker lets the request go on, load-balanced, except
     in FULL_DUPLEX_STREAMED once a body chunk was sent (envoy/README.md has the table).
@@ -71,7 +71,7 @@ def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> Externa
             ],
         ),
         failure_mode_allow=True,
-        processing_mode=_processing_mode(options, changes_answers),
+        processing_mode=_processing_mode(options, shows_answers),
         # A route can name the pool: metadata `homing: {pool: NAME}`.
         request_attributes=[ROUTE_METADATA],
         # Which engine really answered, and which could not be reached; told in no other way.
@@ -90,10 +90,10 @@ def ext_proc(options: EnvoyOptions, *, changes_answers: bool = False) -> Externa
     )
 
 
-def _processing_mode(options: EnvoyOptions, changes_answers: bool) -> ProcessingMode:
+def _processing_mode(options: EnvoyOptions, shows_answers: bool) -> ProcessingMode:
     send, skip = ProcessingModeHeaderSendMode.SEND, ProcessingModeHeaderSendMode.SKIP
     streamed = options.request_body_mode == "FULL_DUPLEX_STREAMED"
-    answer = options.request_body_mode if streamed and changes_answers else "NONE"
+    answer = options.request_body_mode if streamed and shows_answers else "NONE"
     return ProcessingMode(
         request_header_mode=send,
         request_body_mode=ProcessingModeBodySendMode.from_string(options.request_body_mode),

@@ -7,7 +7,7 @@ routed by load and the engine answers it.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import NoReturn, TypeAlias
 
@@ -78,6 +78,7 @@ def parse_body(path: str, body: bytes, most_new: float = inf) -> Prompt:
         stream=fields.get("stream") is True,
         max_tokens=_limit(fields),
         user=_text(fields, "user"),
+        metadata=_metadata(fields),
     )
 
 
@@ -287,6 +288,11 @@ def _refuse_prompt() -> NoReturn:
 def _text(fields: Body, name: str) -> str:
     value = fields.get(name)
     return value if isinstance(value, str) else ""
+
+
+def _metadata(fields: Body) -> Mapping[str, Json]:
+    value = fields.get("metadata")
+    return value if isinstance(value, dict) else {}
 
 
 def _limit(fields: Body) -> int | None:

@@ -82,6 +82,7 @@ class Prompt:
     stream: bool = False
     max_tokens: int | None = None
     user: str = ""
+    metadata: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

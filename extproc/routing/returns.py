@@ -6,7 +6,7 @@ No I/O and no clock: every call is told the time.
 import bisect
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 
 from extproc.routing.views import Due
@@ -110,15 +110,46 @@ def delay_s(due: Sequence[Due], begins: float, ends: float) -> float:
 
 
 @dataclass(slots=True)
-class _Client:
-    ended: float
+class _Gap:
     count: int = 0
     mean: float = 0.0
     variance: float = 0.0
 
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        weight = max(_MEMORY, 1 / self.count)
+        off = seconds - self.mean
+        self.mean += weight * off
+        self.variance = (1 - weight) * (self.variance + weight * off * off)
+
+    @property
+    def is_certain(self) -> bool:
+        off = sqrt(self.variance)
+        return self.count >= SEEN and (off <= CERTAIN_S or off <= CERTAIN_SHARE * self.mean)
+
+
+@dataclass(slots=True)
+class _Client:
+    """ended: when the answer did that it has not come back from, 0 for none. after_tool, others:
+    what follows an answer that calls a tool, and what follows one that does not."""
+
+    ended: float = 0.0
+    calls_tool: bool = False
+    after_tool: _Gap = field(default_factory=_Gap)
+    others: _Gap = field(default_factory=_Gap)
+
+    @property
+    def gap(self) -> _Gap:
+        """What it is now in."""
+        return self.after_tool if self.calls_tool else self.others
+
 
 class Gaps:
-    """How long each client takes from the end of an answer to its next turn."""
+    """How long each client takes from the end of an answer to its next turn.
+
+    A tool returns when it has run and a person when they have thought: where it is known that an
+    answer calls a tool, what follows is learnt by itself.
+    """
 
     def __init__(self) -> None:
         self._clients: OrderedDict[Hashable, _Client] = OrderedDict()
@@ -128,24 +159,18 @@ class Gaps:
         known = self._clients.get(client)
         if known is None or known.ended <= 0:
             return
-        gap, known.ended = now - known.ended, 0.0
-        if not 0 <= gap <= LONGEST_S:
-            return
-        known.count += 1
-        weight = max(_MEMORY, 1 / known.count)
-        off = gap - known.mean
-        known.mean += weight * off
-        known.variance = (1 - weight) * (known.variance + weight * off * off)
+        seconds, known.ended = now - known.ended, 0.0
+        if 0 <= seconds <= LONGEST_S:
+            known.gap.add(seconds)
 
-    def ended(self, client: Hashable, now: float) -> float | None:
+    def ended(self, client: Hashable, now: float, calls_tool: bool = False) -> float | None:
         """An answer to it ended: the seconds until it comes again, where that is certain."""
         known = self._clients.get(client)
         if known is None:
-            known = self._clients[client] = _Client(now)
+            known = self._clients[client] = _Client()
             if len(self._clients) > MOST_CLIENTS:
                 self._clients.popitem(last=False)
-        known.ended = now
+        known.ended, known.calls_tool = now, calls_tool
         self._clients.move_to_end(client)
-        off = sqrt(known.variance)
-        certain = off <= CERTAIN_S or off <= CERTAIN_SHARE * known.mean
-        return known.mean if known.count >= SEEN and certain else None
+        gap = known.gap
+        return gap.mean if gap.is_certain else None

@@ -78,7 +78,7 @@ class App:
             scores=settings.scores,
             models_endpoint=settings.models_endpoint,
             conformance=settings.conformance,
-            watching=settings.proxy.mode_override,
+            watching=settings.proxy.shows_answers,
             path_prefix=settings.proxy.path_prefix,
             warming=self._warming,
         )

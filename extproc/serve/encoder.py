@@ -16,6 +16,7 @@ from extproc.prompt import Chain, TooNew, find_model, is_llm_path, parse_body, r
 from extproc.serve.depth import deeper_than
 from extproc.serve.pool import Pool
 from extproc.serve.pools import Pools
+from extproc.serve.wishes import hint_in
 from extproc.stages import Stages
 from extproc.stream import Request
 
@@ -39,12 +40,16 @@ QUEUE_LIMIT = 64
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A prompt that was understood: the pool that serves it, a chain for each of its texts, whose
-    it is ("" where tenants are not told apart), and the secret that its keys were made with."""
+    it is ("" where tenants are not told apart), and the secret that its keys were made with.
+
+    hint: what the body's metadata tells of when the conversation comes back; None for nothing.
+    """
 
     pool: Pool
     chains: tuple[Chain, ...]
     tenant: str
     secret: bytes
+    hint: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -149,4 +154,4 @@ class Encoder:
             block_size=size,
         )
         chains = model.encode(prompt, root, size, stages, most_new)
-        return Encoded(pool, chains, tenant, secret)
+        return Encoded(pool, chains, tenant, secret, hint_in(pool.config, prompt.metadata))

@@ -7,6 +7,7 @@ from extproc.prompt import Chain
 from extproc.routing import CERTAIN_S
 from extproc.serve.choice import Asked
 from extproc.serve.pool import Pool
+from extproc.serve.tool_calls import ToolCallReader
 from extproc.serve.wishes import MOST_ERROR_S, Told, told
 from extproc.telemetry import Metrics
 from extproc.terms import KEY_BYTES, InstanceId
@@ -18,11 +19,15 @@ MOST_NEW_BLOCKS = 2_048
 class Hint:
     """Of one request; it is used when the answer has ended."""
 
-    __slots__ = ("_client", "_metrics", "_pool", "_told", "_turn")
+    __slots__ = ("_client", "_metrics", "_pool", "_told", "_turn", "answer")
 
     def __init__(
         self, pool: Pool, metrics: Metrics, told_: Told | None, client: int | None, turn: bytes
     ) -> None:
+        hints = pool.config.hints
+        reads = client is not None and hints is not None and hints.tool_calls
+        self.answer = ToolCallReader() if reads else None
+        """Reads the answer's body, where it is to be read and shown."""
         self._turn = turn
         self._pool = pool
         self._metrics = metrics
@@ -31,9 +36,11 @@ class Hint:
 
     def ended(self, instance: InstanceId) -> None:
         """The answer has ended, and the prompt is cached there."""
-        now, source = monotonic(), "header"
-        learnt = self._pool.gaps.ended(self._client, now) if self._client is not None else None
-        hint = self._told
+        now, source = monotonic(), "told"
+        hint, learnt = self._told, None
+        if self._client is not None:
+            calls_tool = self.answer is not None and self.answer.found
+            learnt = self._pool.gaps.ended(self._client, now, calls_tool)
         if hint is None and learnt is not None:
             hint, source = Told(learnt, CERTAIN_S), "learnt"
         if hint is None:
@@ -56,7 +63,10 @@ def hint_of(asked: Asked, session: str, metrics: Metrics) -> Hint | None:
     if not keys:
         return None
     said = None
-    if hints.header is not None and (text := headers.get(hints.header.lower())) is not None:
+    text = headers.get(hints.header.lower()) if hints.header is not None else None
+    if text is None:
+        text = encoded.hint
+    if text is not None:
         said = told(text)
         if said is None:
             metrics.hints.labels(pool.name, "bad").inc()

@@ -260,8 +260,8 @@ class Picker:
         self._count(pool, encoded, ranking, reason, stages)
         if encoded and pool.config.warm_up is not None:
             self._warming.picked(request, encoded, choice)
-        watching = self._watching and request.path.partition("?")[0] == PATH
-        if watching:
+        has_id = self._watching and request.path.partition("?")[0] == PATH
+        if has_id:
             placed.watch(self._responses)
         return Pick(
             endpoints=order,
@@ -274,7 +274,7 @@ class Picker:
                 **(reasons.answer_headers(tokens, ranking, reason) if self._explain else {}),
                 **self._overridden(asked, best),
             },
-            watch_answer=watching,
+            watch_answer=has_id or (self._watching and placed.reads_answer),
         ), placed
 
     def _overridden(self, asked: Asked, best: Score) -> dict[str, str]:

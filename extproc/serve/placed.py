@@ -75,6 +75,11 @@ class Placed:
         elif answer.flags == 0 and answer.attempts:
             conditions.answered(last)
 
+    @property
+    def reads_answer(self) -> bool:
+        """Whether there is something to be learnt from the answer's body, where it is shown."""
+        return self.hint is not None and self.hint.answer is not None
+
     def watch(self, responses: Responses) -> None:
         """The answer's body will be shown: learn its response id."""
         self._responses = responses
@@ -84,6 +89,8 @@ class Placed:
         """A piece of the watched body."""
         if self._responses and self._ids and (response := self._ids.feed(data)):
             self._responses.remember(response, self.pool, self.instance)
+        if self.hint is not None and self.hint.answer is not None:
+            self.hint.answer.feed(data)
 
     def ended(self) -> None:
         """The stream is over: the answer ended, or the client or the proxy went away."""

@@ -59,8 +59,20 @@ class Told(NamedTuple):
     error_s: float
 
 
+def hint_in(pool: config.Pool, metadata: Mapping[str, object]) -> str | None:
+    """What the body's metadata tells, as the header would; None where it tells nothing."""
+    key = pool.hints.metadata if pool.hints else None
+    if key is None or (value := metadata.get(key)) is None:
+        return None
+    if isinstance(value, str):
+        return value
+    # OpenAI's metadata has texts only, but whoever writes a number means it. All else is nonsense.
+    is_number = isinstance(value, float) or (type(value) is int and abs(value) <= LONGEST_S)
+    return str(value) if is_number else ""
+
+
 def told(text: str) -> Told | None:
-    """A hint as its header says it, `1.5` or `30;error=0.5`; None where it says no such thing."""
+    """A hint as it is written, `1.5` or `30;error=0.5`; None where it says no such thing."""
     value, _, parameter = text.partition(";")
     name, _, error = parameter.partition("=")
     try:

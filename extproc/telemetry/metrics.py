@@ -87,8 +87,8 @@ class Metrics:
         )
         self.hints = Counter(
             "homing_hints",
-            "What was told of when a conversation comes back: by a header, learnt, too vague to be "
-            "used, or nonsense (header, learnt, vague, bad).",
+            "What was told of when a conversation comes back: told, learnt, too vague to be used, "
+            "or nonsense (told, learnt, vague, bad).",
             ["pool", "source"],
             registry=registry,
         )

@@ -127,3 +127,16 @@ async def _counter(http: aiohttp.ClientSession, url: str, name: str) -> int:
         page = await response.text()
     samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
     return int(sum(sample.value for sample in samples if sample.name == name))
+
+
+async def samples(http: aiohttp.ClientSession, url: str, name: str, label: str) -> dict[str, float]:
+    """The samples of a metric by one of its labels, summed over the others."""
+    async with http.get(f"{url}/metrics") as response:
+        page = await response.text()
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name == name:
+                value = sample.labels.get(label, "")
+                found[value] = found.get(value, 0) + sample.value
+    return found

@@ -134,6 +134,18 @@ def test_a_new_habit_is_learnt() -> None:
     assert told == pytest.approx(0.5, abs=CERTAIN_S)
 
 
+def test_what_follows_a_call_of_a_tool_is_learnt_by_itself() -> None:
+    """A person's turns come at any time, those of the tools between them do not."""
+    gaps, now = Gaps(), 1.0
+    for number in range(4 * SEEN):
+        calls = number % 4 != 3
+        told = gaps.ended("client", now, calls)
+        assert (told is not None) == (calls and number - number // 4 >= SEEN)
+        assert told is None or told == pytest.approx(0.4)
+        now += 0.4 if calls else 3.0 + 40.0 * (number % 8 == 3)
+        gaps.came("client", now)
+
+
 def test_clients_are_bounded() -> None:
     gaps = Gaps()
     for number in range(MOST_CLIENTS + 5):

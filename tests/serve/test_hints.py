@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from extproc.config import Hints
+from extproc.config import Hints, Proxy
 from extproc.serve import App
 from extproc.serve.wishes import HINT_ERROR, Told, told
+from proto_gen.ext_proc_pb2 import ProcessingRequest
 from tests.serve.proxy import ENDPOINTS, LONG, Exchange, chat, config, endpoints, sample, serving
 
 HEADER = "X-Returns-In"
@@ -47,7 +48,7 @@ async def test_others_keep_away_from_where_a_turn_is_told_to_come_back() -> None
         (free,) = set(ENDPOINTS.values()) - set(homes)
         for number in range(3):
             assert await turn(channel, f"New {number}. {LONG}") == free
-        assert sample(app, "homing_hints_total", pool="test", source="header") == 2
+        assert sample(app, "homing_hints_total", pool="test", source="told") == 2
 
 
 async def test_the_turn_that_was_told_of_is_not_kept_from_its_own_home() -> None:
@@ -60,6 +61,33 @@ async def test_the_turn_that_was_told_of_is_not_kept_from_its_own_home() -> None
             {"role": "user", "content": "And what do they take away again when they leave? " * 9},
         ]
         assert await turn(channel, "", messages=said) == home
+        assert not any(due(app).values())
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [("0.3;error=0", 1), (0.3, 1), (3, 1), (None, 0), ({"in": 3}, 0), (True, 0), (10**400, 0)],
+)
+async def test_metadata_tells_the_same(value: object, count: int) -> None:
+    async with serving(settings(hints=Hints(metadata="returns_in"))) as (app, channel):
+        home = await turn(channel, LONG, metadata={"returns_in": value, "user": "somebody"})
+        assert due(app)[home] == sum(due(app).values())
+        assert sample(app, "homing_hints_total", pool="test", source="told") == count
+        bad = sample(app, "homing_hints_total", pool="test", source="bad")
+        assert bad == (value is not None and not count)
+
+
+async def test_the_header_counts_where_metadata_tells_something_else() -> None:
+    async with serving(settings(hints=Hints(header=HEADER, metadata="m"))) as (app, channel):
+        await turn(channel, LONG, {HEADER: "soon"}, metadata={"m": "0.3;error=0"})
+        assert sample(app, "homing_hints_total", pool="test", source="bad") == 1
+        assert sample(app, "homing_hints_total", pool="test", source="told") == 0
+
+
+@pytest.mark.parametrize("metadata", ["returns_in", [3], None])
+async def test_metadata_that_is_no_object_tells_nothing(metadata: object) -> None:
+    async with serving(settings(hints=Hints(metadata="returns_in"))) as (app, channel):
+        await turn(channel, LONG, metadata=metadata)
         assert not any(due(app).values())
 
 
@@ -92,6 +120,47 @@ async def test_a_session_that_comes_back_regularly_is_expected() -> None:
             home = await turn(channel, LONG, {"x-session": "agent"})
         assert sample(app, "homing_hints_total", pool="test", source="learnt") >= 1
         assert home in ENDPOINTS.values()
+
+
+async def shown(channel: Any, answer: bytes) -> None:
+    """A turn of a session whose answer is shown."""
+    exchange = Exchange(channel)
+    await exchange.headers(more={"x-session": "agent"})
+    (there, *_) = endpoints(await exchange.body(chat(LONG)))
+    reply = await exchange.answer(200, served=there)
+    assert reply.mode_override.response_body_mode
+    message = ProcessingRequest()
+    message.response_body.body = answer
+    message.response_body.end_of_stream = True
+    await exchange.call.write(message)
+    await exchange.read()
+    await exchange.end()
+
+
+def reading(**hints: bool) -> Any:
+    return settings(hints=Hints(**hints)).model_copy(update={"proxy": Proxy(mode_override=True)})
+
+
+async def test_what_follows_a_call_of_a_tool_is_learnt_from_the_answers() -> None:
+    call = b'{"choices": [{"message": {"content": null}, "finish_reason": "tool_calls"}]}'
+    async with serving(reading(tool_calls=True)) as (app, channel):
+        for _ in range(4):
+            await shown(channel, b'{"choices": [{"finish_reason": "stop"}]}')
+            await shown(channel, call)
+        (client,) = app.pools[0].gaps._clients.values()
+        assert client.others.count == 4
+        assert client.after_tool.count == 3
+
+
+async def test_answers_are_not_asked_for_where_nobody_is_to_learn_from_them() -> None:
+    for hints, headers in (({}, {"x-session": "agent"}), ({"tool_calls": True}, {})):
+        async with serving(reading(**hints)) as (_, channel):
+            exchange = Exchange(channel)
+            await exchange.headers(more=headers)
+            (there, *_) = endpoints(await exchange.body(chat(LONG)))
+            reply = await exchange.answer(200, served=there)
+            assert not reply.mode_override.response_body_mode
+            await exchange.end()
 
 
 async def test_nothing_is_learnt_or_used_where_it_is_not_asked_for() -> None:

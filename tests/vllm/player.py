@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from extproc.demo.stack import HOST, Stack
+from tests.e2e.client import samples
 from tests.vllm.client import Answer, ask
 from tests.vllm.conversations import Talk
 from tests.vllm.observer import Observer
@@ -122,16 +122,3 @@ async def _taken_in(http: aiohttp.ClientSession, stack: Stack) -> tuple[int, int
     """Blocks that Homing has heard of as stored and as removed, in all."""
     blocks = await samples(http, stack.admin_url, "homing_event_blocks_total", "what")
     return int(blocks.get("stored", 0)), int(blocks.get("removed", 0))
-
-
-async def samples(http: aiohttp.ClientSession, url: str, name: str, label: str) -> dict[str, float]:
-    """The samples of a metric by one of its labels, summed over the others."""
-    async with http.get(f"{url}/metrics") as response:
-        page = await response.text()
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            if sample.name == name:
-                value = sample.labels.get(label, "")
-                found[value] = found.get(value, 0) + sample.value
-    return found
