@@ -1,5 +1,6 @@
 """What follows calls of tools is learnt from answers that real Envoy shows."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from extproc.demo.engine import DEMO_MODEL
+from extproc.demo.stack import Stack
 from tests.e2e.client import samples
 from tests.e2e.conftest import quick_stack
 
@@ -51,6 +53,13 @@ async def tool_engine() -> AsyncIterator[int]:
         await runner.cleanup()
 
 
+async def ended(http: aiohttp.ClientSession, stack: Stack) -> None:
+    """Envoy tells Homing of an answer's end after the client."""
+    async with asyncio.timeout(20):
+        while any((await samples(http, stack.admin_url, "homing_open_streams", "state")).values()):
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
 async def test_turns_after_calls_of_tools_are_told_from_the_others(
@@ -69,6 +78,7 @@ async def test_turns_after_calls_of_tools_are_told_from_the_others(
                 async with http.post(url, json=body, headers=headers) as response:
                     assert response.status == 200
                     assert b"finish_reason" in await response.read()
+                await ended(http, stack)
             learnt = await samples(http, stack.admin_url, "homing_hints_total", "source")
             # Of either kind by itself; of both together it would be all but the first three.
             assert learnt == {"learnt": 2 * (TURNS / 2 - SEEN)}
