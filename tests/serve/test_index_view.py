@@ -67,7 +67,8 @@ async def test_the_index_is_shown_in_numbers_as_a_tree_and_as_json() -> None:
         assert f"{name}:{numbers['held']} (0 facts ago)" in out.splitlines()[-1]
         status, out, _ = await homing("index", "dump", "--admin", admin, "--json")
         first, *edges = map(json.loads, out.splitlines())
-        assert first == numbers
+        # What is done while idle may have come in between.
+        assert first == {**numbers, "table_bytes": first["table_bytes"]}
         assert [edge["blocks"] for edge in edges] == [numbers["held"]]
         status, _, err = await homing("index", "stat", "--admin", admin, "--pool", "nowhere")
         assert status == 2
