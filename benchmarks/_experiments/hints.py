@@ -1,13 +1,14 @@
 """Hints: what is it worth to know when a conversation comes back?
 
-Two kinds of traffic, with flow control as by default. Chats (trace A): when an answer ends it is
+Three kinds of traffic, with flow control as by default. Chats (trace A): when an answer ends it is
 told when the next turn comes, exactly; off by a factor that is log-normal with a standard deviation
 of a fifth or of a half, which is known; or not at all. Agents: most chats are run by a tool loop
 that comes back within a second, the others by people; nobody tells anything, but how regularly each
-came back before is learnt, as the product does by session.
+came back before is learnt, as the product does by session. Coding agents: of every four answers
+three call a tool and one is read by a person; what follows calls is learnt by itself, or not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -41,11 +42,17 @@ LEARNT = {
     "agents: learnt": Blur(learns_returns=True),
     "agents: told exactly": Blur(hints=0.0),
 }
+CODING = {
+    "coding: told nothing": Blur(),
+    "coding: learnt": Blur(learns_returns=True),
+    "coding: learnt, calls of tools by themselves": Blur(learns_returns=True, reads_calls=True),
+    "coding: told exactly": Blur(hints=0.0),
+}
 SHOWN = {"ttft_mean_s": "mean TTFT s", "ttft_p90_s": "p90 s", "hit": "hit ratio"}
 
 
 def run(quick: bool, traces: Path | None) -> Result:
-    """Replay both with each quality of hint."""
+    """Replay each with each quality of hint."""
     runs: dict[str, list[dict[str, float]]] = {}
     for seed in range(SEED, SEED + (1 if quick else SEEDS)):
         for name, blur in TOLD.items():
@@ -55,9 +62,10 @@ def run(quick: bool, traces: Path | None) -> Result:
             )
         pooled = _figures(_chats(seed, quick, traces), Setting(is_pooled=True), "pooled")
         runs.setdefault(POOLED, []).append(pooled)
-        for name, blur in LEARNT.items():
-            setting = Setting(max_wait_s=WAIT_S, blur=blur)
-            runs.setdefault(name, []).append(_figures(_agents(seed, quick), setting))
+        for names, share in ((LEARNT, {"loops": 0.7}), (CODING, {"calls": 0.75})):
+            for name, blur in names.items():
+                setting = Setting(max_wait_s=WAIT_S, blur=blur)
+                runs.setdefault(name, []).append(_figures(_agents(seed, quick, share), setting))
     rows: Rows = {
         name: {figure: fmean(one[figure] for one in figures) for figure in SHOWN}
         for name, figures in runs.items()
@@ -78,7 +86,7 @@ def _chats(seed: int, quick: bool, traces: Path | None) -> Traffic:
     return Recorded(chats.traffic(seed))
 
 
-def _agents(seed: int, quick: bool) -> Traffic:
+def _agents(seed: int, quick: bool, share: Mapping[str, float]) -> Traffic:
     return Chats(
         rate=2.2,
         seconds=20 if quick else 600,
@@ -86,7 +94,7 @@ def _agents(seed: int, quick: bool) -> Traffic:
         first=12_000,
         question=1_500,
         turns=12,
-        loops=0.7,
+        **share,
     ).traffic(seed)
 
 
@@ -115,7 +123,7 @@ class Recorded:
 def draw(rows: Rows) -> Figure:
     """Mean TTFT as bars."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+        figure = Figure(figsize=(8.6, 4.0), layout="constrained")
         axes = figure.subplots()
         names = list(reversed(rows))
         times = [rows[name]["ttft_mean_s"] for name in names]

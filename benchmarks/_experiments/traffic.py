@@ -30,7 +30,8 @@ class Chats:
     prefix: what a tenant's chats have in common. turns: geometric. question: uniform within half of
     its mean; the first is `first`. think_s: exponential, after the answer. by_tenant: what is
     sticky is the tenant (a hash of its key), not the chat. loops: share of chats that are run by a
-    tool loop, which comes back after half a second to a second. agents: only so many chats begin by
+    tool loop, which comes back after half a second to a second. calls: share of all answers that
+    call a tool, which takes as long. agents: only so many chats begin by
     themselves, each of an agent that begins its next one when the last has ended, until `seconds`.
     """
 
@@ -46,6 +47,7 @@ class Chats:
     context: int = 65_536
     by_tenant: bool = False
     loops: float = 0.0
+    calls: float = 0.0
     agents: int = FOREVER
 
     def traffic(self, seed: int) -> "ChatTraffic":
@@ -75,7 +77,7 @@ class ChatTraffic:
         """The next turn, or the agent's next chat, if there is one."""
         assert isinstance(request, ChatRequest)
         chance = request.chance
-        at = ended + self._think_s(request.chat, chance)
+        at = ended + self._think_s(request, chance)
         tokens = request.tokens + request.output + length(chance, self.chats.question)
         room = tokens + self.chats.answer * 2 <= self.chats.context
         if room and chance.random() >= 1 / self.chats.turns:
@@ -90,9 +92,10 @@ class ChatTraffic:
         tenants = range(len(self.chats.weights))
         return [packed(blocks + np.uint64((tenant + 1) << 56)) for tenant in tenants]
 
-    def _think_s(self, chat: int, chance: random.Random) -> float:
+    def _think_s(self, request: ChatRequest, chance: random.Random) -> float:
         # Which chats are loops must not depend on what else is drawn.
-        if self.chats.loops and random.Random(chat).random() < self.chats.loops:
+        loops = self.chats.loops and random.Random(request.chat).random() < self.chats.loops
+        if loops or request.calls_tool:
             return chance.uniform(0.5, 1.0)
         return chance.expovariate(1 / self.chats.think_s)
 
@@ -118,6 +121,7 @@ class ChatTraffic:
             tokens,
             answer,
             packed(ids[: (tokens + answer - 1) // BLOCK]),
+            calls_tool=bool(self.chats.calls) and chance.random() < self.chats.calls,
             chat=chat,
             tenant=tenant,
             chance=chance,

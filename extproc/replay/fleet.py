@@ -40,6 +40,7 @@ class Blur:
     but the mean of all engines. hints: when an answer ends, it is told when the conversation's next
     turn comes, off by a factor whose logarithm has this standard deviation; None: nobody tells.
     learns_returns: it is learnt from how regularly each conversation's turns came before.
+    reads_calls: what follows calls of tools is learnt by itself.
     """
 
     stale_s: float = 0.0
@@ -50,6 +51,7 @@ class Blur:
     learns_speed: bool = False
     hints: float | None = None
     learns_returns: bool = False
+    reads_calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,9 @@ class Fleet:
         """Its answer ended."""
         self._of.pop(id(placement)).ended(placement, now)
         if self._blur.learns_returns:
-            after_s = self._gaps.ended(placement.request.conversation, now)
+            request = placement.request
+            calls_tool = self._blur.reads_calls and request.calls_tool
+            after_s = self._gaps.ended(request.conversation, now, calls_tool)
             if after_s is not None:
                 self._expect(placement, now + after_s, CERTAIN_S)
 

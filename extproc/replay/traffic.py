@@ -20,7 +20,8 @@ class Request:
     at: when it arrives, seconds. conversation: which turns belong together. keys: the full blocks
     of its prompt. tokens, output: of the prompt and of the answer. answered: the full blocks of
     prompt and answer together, where the trace knows them, else `keys`. next_at: when the
-    conversation's next turn comes, where that is known beforehand (`Foretold`).
+    conversation's next turn comes, where that is known beforehand (`Foretold`). calls_tool: whether
+    its answer calls a tool.
     """
 
     at: float
@@ -31,6 +32,7 @@ class Request:
     output: int
     answered: PackedKeys
     next_at: float | None = None
+    calls_tool: bool = False
 
 
 class Traffic(Protocol):
