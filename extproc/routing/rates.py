@@ -40,9 +40,9 @@ ALIKE_S = 2.0
 idle pool little is seen, and little is to be gained: a cache that is filled alone costs more than a
 slower prefill."""
 
-STALL = 4.0
-"""A window that took more than so many times what was expected counts as so many: an engine that is
-slow is so again, and one that has stalled once is not slow."""
+STALL, _LEAST_STALL_S = 4.0, 0.1
+"""A window that took more than so many times what was expected, and more than that, counts no
+longer: an engine that is slow is so again, and one that has stalled once is not slow."""
 
 OWN_MEMORY_S = 30.0
 """Seconds after which what an engine has shown of itself counts half. One that is thought slow gets
@@ -142,7 +142,7 @@ class _Own:
         ratio = max(self.seconds / before_s, 1.0) if before_s > 0 else 1.0
         self.requests += requests
         self.tokens += tokens
-        self.seconds += min(seconds, STALL * ratio * usual.seconds(tokens, requests))
+        self.seconds += min(seconds, _longest_s(ratio * usual.seconds(tokens, requests)))
 
     def slowness(self, usual: Speed, now: float) -> float:
         """How many times longer than usual it takes."""
@@ -219,8 +219,10 @@ class Rates:
         self._own[instance] = own
         own.count += requests
         if own.count > WARM_UP:
-            longest_s = STALL * self.mean.seconds(tokens, requests) if self.are_learnt else seconds
-            self._fit.add(min(seconds, longest_s), requests, tokens, MEMORY_S * len(self._own))
+            believed_s = seconds
+            if self.are_learnt:
+                believed_s = min(seconds, _longest_s(self.mean.seconds(tokens, requests)))
+            self._fit.add(believed_s, requests, tokens, MEMORY_S * len(self._own))
             self._note_mean()
             own.add(seconds, requests, tokens, self.mean)
             if self.are_learnt and not is_same(own.slowness(self.mean, self._at)):
@@ -258,6 +260,11 @@ class Rates:
 
     def _note_mean(self) -> None:
         self.mean = self._fit.speed(self._prior) if self.are_learnt else self._prior
+
+
+def _longest_s(expected_s: float) -> float:
+    """That a window can have taken, if it was no stall."""
+    return max(STALL * expected_s, _LEAST_STALL_S)
 
 
 def is_same(slowness: float) -> bool:

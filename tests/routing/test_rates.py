@@ -164,6 +164,16 @@ def test_an_engine_that_has_stalled_once_is_not_slow() -> None:
     assert rates.mean.seconds(3_000) < 1.5 * true.seconds(3_000)
 
 
+def test_what_a_request_takes_without_any_tokens_is_learnt_at_last() -> None:
+    rates, true = Rates(PRIOR), Speed(16_000.0, 0.02)
+    for step in range(400):
+        tokens = 16_000 if step < 60 else 0
+        seconds = tokens / PRIOR.rate if tokens else true.overhead_s
+        rates.observe(A, seconds, 1, tokens, 2.0 * step)
+        assert step != 59 or rates.mean.overhead_s < 0.001
+    assert rates.mean.overhead_s == pytest.approx(0.02, rel=0.1)
+
+
 def test_one_that_goes_on_being_slow_is() -> None:
     rates, true = Rates(PRIOR), Speed(30_000.0, 0.02)
     for step in range(60):
