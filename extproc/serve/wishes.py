@@ -52,6 +52,10 @@ def session_of(pool: config.Pool, headers: Mapping[str, str]) -> str:
     return headers.get(pool.session_header.lower(), "") if pool.session_header else ""
 
 
+_LONGEST_HINT = 64
+"""Characters."""
+
+
 class Told(NamedTuple):
     """When a conversation comes back: seconds after this answer's end, and how far that is off."""
 
@@ -65,7 +69,8 @@ def hint_in(pool: config.Pool, metadata: Mapping[str, object]) -> str | None:
     if key is None or (value := metadata.get(key)) is None:
         return None
     if isinstance(value, str):
-        return value
+        # It is kept as long as the request; a text of many megabytes is none that says something.
+        return value if len(value) <= _LONGEST_HINT else ""
     # OpenAI's metadata has texts only, but whoever writes a number means it. All else is nonsense.
     is_number = isinstance(value, float) or (type(value) is int and abs(value) <= LONGEST_S)
     return str(value) if is_number else ""

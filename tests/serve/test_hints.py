@@ -66,7 +66,16 @@ async def test_the_turn_that_was_told_of_is_not_kept_from_its_own_home() -> None
 
 @pytest.mark.parametrize(
     ("value", "count"),
-    [("0.3;error=0", 1), (0.3, 1), (3, 1), (None, 0), ({"in": 3}, 0), (True, 0), (10**400, 0)],
+    [
+        ("0.3;error=0", 1),
+        (0.3, 1),
+        (3, 1),
+        (None, 0),
+        ({"in": 3}, 0),
+        (True, 0),
+        (10**400, 0),
+        ("0" * 65, 0),
+    ],
 )
 async def test_metadata_tells_the_same(value: object, count: int) -> None:
     async with serving(settings(hints=Hints(metadata="returns_in"))) as (app, channel):
