@@ -31,8 +31,8 @@ class Chats:
     its mean; the first is `first`. think_s: exponential, after the answer. by_tenant: what is
     sticky is the tenant (a hash of its key), not the chat. loops: share of chats that are run by a
     tool loop, which comes back after half a second to a second. calls: share of all answers that
-    call a tool, which takes as long. agents: only so many chats begin by
-    themselves, each of an agent that begins its next one when the last has ended, until `seconds`.
+    call a tool, which takes as long. agents: only so many chats begin by themselves, each of an
+    agent that begins its next one when the last has ended, until `seconds`.
     """
 
     rate: float

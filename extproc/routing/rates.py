@@ -142,7 +142,7 @@ class _Own:
         ratio = max(self.seconds / before_s, 1.0) if before_s > 0 else 1.0
         self.requests += requests
         self.tokens += tokens
-        self.seconds += min(seconds, _longest_s(ratio * usual.seconds(tokens, requests)))
+        self.seconds += _without_stall(seconds, ratio * usual.seconds(tokens, requests))
 
     def slowness(self, usual: Speed, now: float) -> float:
         """How many times longer than usual it takes."""
@@ -219,10 +219,10 @@ class Rates:
         self._own[instance] = own
         own.count += requests
         if own.count > WARM_UP:
-            believed_s = seconds
+            counted_s = seconds
             if self.are_learnt:
-                believed_s = min(seconds, _longest_s(self.mean.seconds(tokens, requests)))
-            self._fit.add(believed_s, requests, tokens, MEMORY_S * len(self._own))
+                counted_s = _without_stall(seconds, self.mean.seconds(tokens, requests))
+            self._fit.add(counted_s, requests, tokens, MEMORY_S * len(self._own))
             self._note_mean()
             own.add(seconds, requests, tokens, self.mean)
             if self.are_learnt and not is_same(own.slowness(self.mean, self._at)):
@@ -262,9 +262,9 @@ class Rates:
         self.mean = self._fit.speed(self._prior) if self.are_learnt else self._prior
 
 
-def _longest_s(expected_s: float) -> float:
-    """That a window can have taken, if it was no stall."""
-    return max(STALL * expected_s, _LEAST_STALL_S)
+def _without_stall(seconds: float, expected_s: float) -> float:
+    """What counts of a window that took so long."""
+    return min(seconds, max(STALL * expected_s, _LEAST_STALL_S))
 
 
 def is_same(slowness: float) -> bool:

@@ -4,8 +4,7 @@ import asyncio
 import gzip
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -14,6 +13,7 @@ from aiohttp import web
 
 from extproc.demo.engine import DEMO_MODEL
 from extproc.demo.stack import ENVOY, Stack
+from tests.e2e.chat_engine import chat_engine
 from tests.e2e.client import post
 from tests.e2e.conftest import quick_stack
 
@@ -144,21 +144,6 @@ class OddEngine:
         return response
 
 
-@asynccontextmanager
-async def odd_engine() -> AsyncIterator[tuple[OddEngine, int]]:
-    engine = OddEngine()
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", engine.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield engine, runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-
-
 async def ask_in_every_way(engine: OddEngine, stack: Stack, http: aiohttp.ClientSession) -> None:
     body = f'{{"messages":[], "x" : 1.0,"model":"{ALIAS}"}}'.encode()
     for how, expected in {
@@ -179,7 +164,8 @@ async def ask_in_every_way(engine: OddEngine, stack: Stack, http: aiohttp.Client
 async def test_the_alias_comes_back_however_the_engine_answers(
     mode: str, http: aiohttp.ClientSession
 ) -> None:
-    async with odd_engine() as (engine, port):
+    engine = OddEngine()
+    async with chat_engine(engine.answer) as port:
         with renaming(mode, port) as stack:
             await ask_in_every_way(engine, stack, http)
 
@@ -188,7 +174,8 @@ async def test_the_alias_comes_back_however_the_engine_answers(
 async def test_the_alias_comes_back_where_envoy_shows_answers_unasked(
     shown: str, http: aiohttp.ClientSession
 ) -> None:
-    async with odd_engine() as (engine, port):
+    engine = OddEngine()
+    async with chat_engine(engine.answer) as port:
         with renaming("BUFFERED", port, mode_override=False) as stack:
             stack.kill(ENVOY)
             file = stack.folder / "envoy.yaml"

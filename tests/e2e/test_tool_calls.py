@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -11,12 +9,12 @@ from aiohttp import web
 
 from extproc.demo.engine import DEMO_MODEL
 from extproc.demo.stack import Stack
+from extproc.routing.returns import SEEN
+from tests.e2e.chat_engine import chat_engine
 from tests.e2e.client import samples
 from tests.e2e.conftest import quick_stack
 
 TURNS = 8
-SEEN = 3
-"""Gaps of a kind before the next of it is expected."""
 
 
 class ToolEngine:
@@ -39,20 +37,6 @@ class ToolEngine:
         return response
 
 
-@asynccontextmanager
-async def tool_engine() -> AsyncIterator[int]:
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", ToolEngine().answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-
-
 async def ended(http: aiohttp.ClientSession, stack: Stack) -> None:
     """Envoy tells Homing of an answer's end after the client."""
     async with asyncio.timeout(20):
@@ -65,7 +49,7 @@ async def ended(http: aiohttp.ClientSession, stack: Stack) -> None:
 async def test_turns_after_calls_of_tools_are_told_from_the_others(
     mode: str, stream: bool, http: aiohttp.ClientSession
 ) -> None:
-    async with tool_engine() as port:
+    async with chat_engine(ToolEngine().answer) as port:
         stack = quick_stack(mode, proxy={"mode_override": True})
         (pool,) = stack.config["pools"]
         pool["instances"] = [{"endpoint": f"127.0.0.1:{port}"}]
@@ -80,5 +64,5 @@ async def test_turns_after_calls_of_tools_are_told_from_the_others(
                     assert b"finish_reason" in await response.read()
                 await ended(http, stack)
             learnt = await samples(http, stack.admin_url, "homing_hints_total", "source")
-            # Of either kind by itself; of both together it would be all but the first three.
+            # Of either kind by itself; of both together it would be all but the first SEEN.
             assert learnt == {"learnt": 2 * (TURNS / 2 - SEEN)}

@@ -144,7 +144,7 @@ def test_an_engine_that_is_thought_slow_is_tried_again_after_a_while() -> None:
 
 
 def test_engines_that_are_alike_stay_so_whatever_each_is_given_to_do() -> None:
-    """A stall of a second among short prompts here, and only long ones there."""
+    """A stall of a fifth of a second among short prompts here, and only long ones there."""
     rates, true = Rates(PRIOR), Speed(30_000.0, 0.02)
     for step in range(200):
         now = 10.0 + step
@@ -186,11 +186,11 @@ def test_one_that_goes_on_being_slow_is() -> None:
 
 
 def test_in_a_pool_with_little_to_do_engines_count_as_alike() -> None:
-    """One of the two took twice as long for the one second of work that either had."""
+    """One of the two takes three times as long, and neither has worked for three seconds yet."""
     rates, true = Rates(PRIOR), Speed(30_000.0, 0.005)
     for step in range(100):
         rates.observe(A, true.seconds(150), 1, 150, float(step))
-        rates.observe(B, 2 * true.seconds(150), 1, 150, float(step))
+        rates.observe(B, 3 * true.seconds(150), 1, 150, float(step))
         assert rates.of(A) == rates.of(B) == rates.mean
 
 

@@ -149,6 +149,13 @@ class Exchange:
             message.attributes["envoy.filters.http.ext_proc"].update({"upstream.address": served})
         return await self._say(message)
 
+    async def answer_body(self, data: bytes, end: bool = False) -> ProcessingResponse:
+        """A piece of the engine's answer, where it is shown."""
+        message = ProcessingRequest()
+        message.response_body.body = data
+        message.response_body.end_of_stream = end
+        return await self._say(message)
+
     async def end(self) -> None:
         """The HTTP answer is over, and with it the stream."""
         await self.call.done_writing()

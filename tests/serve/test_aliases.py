@@ -130,10 +130,7 @@ async def test_the_answer_names_the_alias() -> None:
         events = [b'data: {"model":"demo', b'-model"}\n\n', b'data: {"x":"demo-model"}\n\n']
         out = []
         for data in events:
-            message = ProcessingRequest()
-            message.response_body.body = data
-            await exchange.call.write(message)
-            mutation = (await exchange.read()).response_body.response.body_mutation
+            mutation = (await exchange.answer_body(data)).response_body.response.body_mutation
             out.append(mutation.body if mutation.WhichOneof("mutation") else data)
         assert out == [b'data: {"model":"alias"', b"}\n\n", b'data: {"x":"demo-model"}\n\n']
         assert sample(app, "homing_model_rewrites_total", what="answer") == 1

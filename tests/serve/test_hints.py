@@ -8,7 +8,6 @@ import pytest
 from extproc.config import Hints, Proxy
 from extproc.serve import App
 from extproc.serve.wishes import HINT_ERROR, Told, told
-from proto_gen.ext_proc_pb2 import ProcessingRequest
 from tests.serve.proxy import ENDPOINTS, LONG, Exchange, chat, config, endpoints, sample, serving
 
 HEADER = "X-Returns-In"
@@ -81,6 +80,7 @@ async def test_metadata_tells_the_same(value: object, count: int) -> None:
     async with serving(settings(hints=Hints(metadata="returns_in"))) as (app, channel):
         home = await turn(channel, LONG, metadata={"returns_in": value, "user": "somebody"})
         assert due(app)[home] == sum(due(app).values())
+        assert count or not due(app)[home]
         assert sample(app, "homing_hints_total", pool="test", source="told") == count
         bad = sample(app, "homing_hints_total", pool="test", source="bad")
         assert bad == (value is not None and not count)
@@ -138,11 +138,7 @@ async def shown(channel: Any, answer: bytes) -> None:
     (there, *_) = endpoints(await exchange.body(chat(LONG)))
     reply = await exchange.answer(200, served=there)
     assert reply.mode_override.response_body_mode
-    message = ProcessingRequest()
-    message.response_body.body = answer
-    message.response_body.end_of_stream = True
-    await exchange.call.write(message)
-    await exchange.read()
+    await exchange.answer_body(answer, end=True)
     await exchange.end()
 
 

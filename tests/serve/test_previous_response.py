@@ -5,7 +5,6 @@ import json
 from extproc.config import Proxy
 from extproc.serve.responses import MOST_BYTES, MOST_IDS, IdReader, Responses
 from extproc.terms import InstanceId
-from proto_gen.ext_proc_pb2 import ProcessingRequest
 from tests.serve.proxy import Exchange, config, picked, sample, serving
 
 RESPONSES = "/v1/responses"
@@ -19,11 +18,7 @@ async def answered(exchange: Exchange, data: bytes) -> None:
     """The engine's answer passes, body and all."""
     reply = await exchange.answer(200)
     assert reply.mode_override.response_body_mode
-    message = ProcessingRequest()
-    message.response_body.body = data
-    message.response_body.end_of_stream = True
-    await exchange.call.write(message)
-    await exchange.read()
+    await exchange.answer_body(data, end=True)
     await exchange.end()
 
 

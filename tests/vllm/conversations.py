@@ -1,6 +1,7 @@
 """Conversations in all APIs, with tools, many scripts, long and shared beginnings."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ def prose(random: Random, words: int) -> str:
     return " ".join(random.choices(WORDS, k=words))
 
 
-class Talk:
+class Talk(ABC):
     """A conversation as its client keeps it.
 
     name: tells it from the others. turns: it has. opening: stands before all that is said.
@@ -63,20 +64,20 @@ class Talk:
         """What the engine answered."""
         self.answered(prose(self._random, 12) if self._scripted else text)
 
+    @abstractmethod
     def say(self, words: str) -> None:
         """The user asks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answered(self, words: str) -> None:
         """The assistant has answered."""
-        raise NotImplementedError
 
-    def use_tool(self, call: str, found: str) -> None:
+    def use_tool(self, call: str, found: str) -> None:  # noqa: B027 - a kind without tools
         """The last answer was a call of a tool, as if a model had thought of it."""
 
+    @abstractmethod
     def body(self) -> dict[str, Any]:
         """All that was said, as the API has it."""
-        raise NotImplementedError
 
 
 class Chat(Talk):
