@@ -257,20 +257,33 @@ class _Session:
         self._processor.held(-self.held_bytes)
 
     async def _run(self, commands: Sequence[Command]) -> None:
-        for command in commands:
-            match command:
-                case Send():
-                    await self._context.write(command.message)
-                case Ask():
-                    await self._run(await self._ask(command.request))
-                case Answered():
-                    if self._placed is not None:
-                        self._placed.answered(command)
-                case AnswerBody():
-                    if self._placed is not None:
-                        self._placed.answer_body(command.data)
-                case Finish():
-                    self.cut = command
+        left = iter(commands)
+        try:
+            for command in left:
+                match command:
+                    case Send():
+                        await self._context.write(command.message)
+                    case Ask():
+                        await self._run(await self._ask(command.request))
+                    case _:
+                        self._note(command)
+        finally:
+            # A proxy may end the stream at the last answer that it waits for, while that is still
+            # being written. What it has told is known all the same.
+            for command in left:
+                self._note(command)
+
+    def _note(self, command: Command) -> None:
+        """What is not said to the proxy."""
+        match command:
+            case Answered():
+                if self._placed is not None:
+                    self._placed.answered(command)
+            case AnswerBody():
+                if self._placed is not None:
+                    self._placed.answer_body(command.data)
+            case Finish():
+                self.cut = command
 
     async def _ask(self, request: Request) -> Sequence[Command]:
         beyond = self._processor.beyond(request)

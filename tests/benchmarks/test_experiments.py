@@ -95,3 +95,18 @@ def test_the_page_has_a_table_and_a_plot_of_every_experiment() -> None:
     for name, table in tables.items():
         assert table.count("\n") > 4, name
         assert (PAGE.parent / "plots" / f"{name}.svg").read_text().startswith("<svg")
+
+
+def test_a_chat_comes_back_within_a_second_from_a_call_of_a_tool_and_from_nothing_else() -> None:
+    from _experiments.traffic import Chats
+
+    traffic = Chats(rate=1.0, seconds=60, think_s=1e6, calls=0.75).traffic(seed=7)
+    turns = list(traffic.arrivals())
+    back = [(turn.calls_tool, traffic.following(turn, turn.at)) for turn in turns]
+    gaps = [
+        (calls, after.at - turn.at)
+        for turn, (calls, after) in zip(turns, back, strict=True)
+        if after
+    ]
+    assert all((0.5 <= gap <= 1.0) == calls for calls, gap in gaps)
+    assert 0.6 < sum(calls for calls, _ in gaps) / len(gaps) < 0.9
