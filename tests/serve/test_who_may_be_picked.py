@@ -3,7 +3,7 @@
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from tests.serve.proxy import ENDPOINTS, LONG, Exchange, ask, chat, picked, serving
+from tests.serve.proxy import ENDPOINTS, LONG, Exchange, ask, chat, config, picked, serving
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,20 @@ async def test_the_list_is_ordered_and_no_longer_than_there_are_fallbacks() -> N
         assert names[0] == home
         assert sorted(names) == sorted(ENDPOINTS)
         await exchange.end()
+
+
+@pytest.mark.parametrize(
+    ("policy", "instances"), [("priced", 1), ("least-tokens", 3), ("round-robin", 3)]
+)
+async def test_only_the_default_policy_sends_a_prompt_to_who_has_it(
+    policy: str, instances: int
+) -> None:
+    (pool,) = config().pools
+    chosen = config(pools=(pool.model_copy(update={"policy": policy}),))
+    async with serving(chosen) as (_, channel):
+        picks = set()
+        for _ in ENDPOINTS:
+            exchange, name = await ask(channel, chat(LONG))
+            await exchange.end()
+            picks.add(name)
+        assert len(picks) == instances
